@@ -1,0 +1,1 @@
+"""Userspace mediated devices: the vendor-neutral core."""

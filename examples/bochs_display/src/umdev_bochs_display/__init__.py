@@ -1,0 +1,1 @@
+"""The Bochs display with a passed-through framebuffer, as a umdev device model."""

@@ -1,0 +1,1 @@
+"""QEMU's teaching PCI device, as a umdev device model."""

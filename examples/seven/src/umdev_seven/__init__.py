@@ -1,0 +1,1 @@
+"""The demonstration device: one function that uses each of the seven services."""

@@ -1,0 +1,1 @@
+"""The vfio-user bus driver of umdev: server and client."""

@@ -1,0 +1,1 @@
+"""Test kit of umdev: fixtures, conformance checks, real guests, bench."""
