@@ -1,0 +1,1 @@
+/* device: internal declarations of the core; no directives, cffi reads this too. */

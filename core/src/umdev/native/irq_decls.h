@@ -1,0 +1,1 @@
+/* irq: internal declarations of the core; no directives, cffi reads this too. */

@@ -1,0 +1,1 @@
+/* protect: internal declarations of the core; no directives, cffi reads this too. */
