@@ -1,0 +1,59 @@
+"""What the pytest fixtures hand out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from umdev_testkit.guest import Guest, GuestConfig, GuestRun, run_guest
+
+__all__ = ["GuestOptions", "LinuxGuests"]
+
+
+class GuestOptions(TypedDict, total=False):
+    """Keyword arguments that describe a guest: the attributes of `GuestConfig`."""
+
+    devices: Sequence[str | os.PathLike[str]]
+    files: Mapping[str, bytes | Path]
+    modules: Sequence[str]
+    kernel: str
+    memory: int
+    cpus: int
+    timeout: float
+    accel: str
+    append: str
+    cpu: str
+    machine: str
+    qemu_args: Sequence[str]
+    shared_memory: bool
+
+
+class LinuxGuests:
+    """Makes guests for one test and keeps their logs in folders of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._guests: list[Guest] = []
+        self._count = 0
+
+    def __call__(self, script: str, *, check: bool = True, **options: Unpack[GuestOptions]) -> GuestRun:
+        """Boot, run the script, power off. See `run_guest`."""
+        return run_guest(GuestConfig(**options), script, self._next_folder(), check=check)
+
+    def start(self, **options: Unpack[GuestOptions]) -> Guest:
+        """Return a guest that has booted and takes commands; it may be used as a context manager."""
+        guest = Guest(GuestConfig(**options), self._next_folder())
+        self._guests.append(guest)
+        return guest.start()
+
+    def close(self) -> None:
+        """Kill every guest that still runs."""
+        while self._guests:
+            self._guests.pop().close()
+
+    def _next_folder(self) -> Path:
+        folder = self._folder / f"guest{self._count}"
+        self._count += 1
+        return folder

@@ -1,0 +1,28 @@
+"""The test kit's pytest plugin: thin fixtures; each imports what it needs when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from umdev_testkit.fixtures import LinuxGuests
+
+
+@pytest.fixture
+def linux_guest(tmp_path: Path) -> Iterator[LinuxGuests]:
+    """Real Linux guests: `linux_guest("script", ...)` runs one to its end, `linux_guest.start(...)` gives a live one.
+
+    Keyword arguments are those of `umdev_testkit.guest.GuestConfig`. Logs are kept in `tmp_path/guest0`, `guest1`, ...
+    Guests that still run at the test's end are killed.
+    """
+    from umdev_testkit.fixtures import LinuxGuests
+
+    guests = LinuxGuests(tmp_path)
+    try:
+        yield guests
+    finally:
+        guests.close()

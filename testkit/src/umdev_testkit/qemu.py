@@ -1,0 +1,122 @@
+"""A QEMU that has vfio-user (10.1 or newer): the user's, the system's, or Debian's from trixie-backports in the cache.
+
+Debian's QEMU is built for fixed paths. The private copy is started through its own dynamic loader with its own libraries,
+is told where its firmware lies, and has the built-in module folder renamed, so that it never loads modules of a QEMU
+that is installed on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from umdev_testkit.debian import Bundle, bundle
+from umdev_testkit.errors import QemuNotFound, QemuTooOld, QemuUnusable
+
+__all__ = ["MINIMUM", "Qemu", "find", "private"]
+
+MINIMUM = (10, 1)
+_BUNDLE = Bundle("qemu-trixie", ("qemu-system-x86",), ("trixie", "trixie-backports"), target="trixie-backports")
+_NAME = "qemu-system-x86_64"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_MODULES = b"/usr/lib/x86_64-linux-gnu/qemu"
+_PROBE_TIME = 30.0  # seconds
+_ADVICE = (
+    "vfio-user came with QEMU 10.1: unset $UMDEV_QEMU and the test kit fetches one by itself, or install qemu-system-x86 "
+    "from Debian's trixie-backports"
+)
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """How to start QEMU: the command's first words, additions to the environment, and its version."""
+
+    command: tuple[str, ...]
+    version: tuple[int, int, int]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def find() -> Qemu:
+    """Return the QEMU that `$UMDEV_QEMU` names, else the system's if it will do, else the private one (fetched if need be).
+
+    Raises:
+        QemuNotFound: `$UMDEV_QEMU` names nothing that runs as QEMU.
+        QemuTooOld: `$UMDEV_QEMU` names one without vfio-user.
+        FetchError: the private one cannot be fetched.
+    """
+    if named := os.environ.get("UMDEV_QEMU"):
+        path = shutil.which(named)
+        if path is None:
+            raise QemuNotFound(f"$UMDEV_QEMU names {named!r}, which is no program: {_ADVICE}")
+        return _checked(path)
+    if system := shutil.which(_NAME):
+        try:
+            return _checked(system)
+        except QemuUnusable:  # the machine's own need not be fit for us
+            pass
+    return private()
+
+
+def private() -> Qemu:
+    """Return Debian's QEMU from the cache, fetched first if need be.
+
+    Raises:
+        FetchError: it cannot be fetched.
+    """
+    return _launcher(bundle(_BUNDLE, finish=_finish))
+
+
+def _finish(prefix: Path) -> None:
+    """Make the unpacked QEMU independent of the machine's, and see that it runs."""
+    binary = prefix / "usr/bin" / _NAME
+    content = binary.read_bytes()
+    binary.write_bytes(content.replace(_MODULES, _MODULES[:-1] + b"X"))
+    _launcher(prefix)
+
+
+def _launcher(prefix: Path) -> Qemu:
+    libraries = prefix / _LIBRARIES
+    share = prefix / "usr/share"
+    command = (
+        str(libraries / "ld-linux-x86-64.so.2"), "--inhibit-cache", "--library-path", str(libraries),
+        str(prefix / "usr/bin" / _NAME),
+        "-L", str(share / "qemu"), "-L", str(share / "seabios"), "-L", str(prefix / "usr/lib/ipxe/qemu"),
+    )  # fmt: skip
+    environment = {"QEMU_MODULE_DIR": str(libraries / "qemu")}
+    return Qemu(command, _probe(command, tuple(environment.items())), environment)
+
+
+def _checked(path: str) -> Qemu:
+    return Qemu((path,), _probe((path,)))
+
+
+@lru_cache(maxsize=16)
+def _probe(command: tuple[str, ...], environment: tuple[tuple[str, str], ...] = ()) -> tuple[int, int, int]:
+    """Return the version of a QEMU that has vfio-user; ask the program itself."""
+    shown = _ask(command, environment, "--version")
+    found = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", shown)
+    if found is None:
+        raise QemuNotFound(f"{command[0]} does not say QEMU's version but {shown.strip()[:120]!r}: {_ADVICE}")
+    version = int(found[1]), int(found[2]), int(found[3] or 0)
+    if version < MINIMUM:
+        raise QemuTooOld(f"{command[0]} is QEMU {'.'.join(map(str, version))}, which has no vfio-user: {_ADVICE}")
+    if '"vfio-user-pci"' not in _ask(command, environment, "-machine", "none", "-device", "help"):
+        raise QemuTooOld(f"{command[0]} is QEMU {'.'.join(map(str, version))}, built without vfio-user: {_ADVICE}")
+    return version
+
+
+def _ask(command: tuple[str, ...], environment: tuple[tuple[str, str], ...], *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=_PROBE_TIME, check=False,
+            stdin=subprocess.DEVNULL, env=os.environ | dict(environment), errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise QemuNotFound(f"{command[0]} does not run: {error}: {_ADVICE}") from error
+    return done.stdout or done.stderr
