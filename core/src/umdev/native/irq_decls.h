@@ -24,7 +24,7 @@ enum umdev_irq_state {
 typedef struct umdev_irq_counters {
     uint64_t sent;    /* eventfds written (a saturated one counts: its reader has a signal to come) */
     uint64_t pended;  /* messages kept as pending */
-    uint64_t dropped; /* messages without bus mastering, or without a connected eventfd and a pending bit */
+    uint64_t dropped; /* messages that bus mastering forbade */
 } umdev_irq_counters;
 
 /* NULL without memory, or for more than 32 MSI or 2048 MSI-X vectors. Unconnected, masked, policy CORE. */
@@ -47,8 +47,8 @@ void umdev_irq_disconnect_all(umdev_irq *irq);
 int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector);
 
 /* For models. A message on the enabled kind: 0 sent or pending, -EINVAL no such vector, -EPERM no bus mastering (the
- * message is lost, PCIe 6.0, 7.5.1.1.3), -ENOTCONN nobody is connected, -ENODEV neither MSI nor MSI-X is enabled.
- * With fewer MSI messages allocated than declared, vectors share: vector modulo the allocated count. */
+ * message is lost, PCIe 6.0, 7.5.1.1.3), -ENODEV neither MSI nor MSI-X is enabled. It pends while it is masked or nobody
+ * is connected. With fewer MSI messages allocated than declared, vectors share: vector modulo the allocated count. */
 int umdev_irq_signal(umdev_irq *irq, uint32_t vector);
 void umdev_irq_set_level(umdev_irq *irq, uint32_t source, int level);
 /* A message where messages are enabled, else source `vector` of the INTx level goes high. Results as signal. */

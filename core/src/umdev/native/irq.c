@@ -1,0 +1,475 @@
+/* The interrupts of one function. What may go out, and when; msix.c has the table, irq_watch.c the unmask eventfds. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "irq_private.h"
+
+static void irq_lock(umdev_irq *irq)
+{
+    pthread_mutex_lock(&irq->mutex);
+}
+
+static void irq_unlock(umdev_irq *irq)
+{
+    pthread_mutex_unlock(&irq->mutex);
+}
+
+/* The kernel names the descriptor's kind; anything else could block a write or end in a file. */
+static bool is_eventfd(int fd)
+{
+    static const char kind[] = "anon_inode:[eventfd]";
+    char path[32], target[sizeof kind + 1];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(path, target, sizeof target);
+    return length == (ssize_t)sizeof kind - 1 && !memcmp(target, kind, sizeof kind - 1);
+}
+
+/* A duplicate of a checked eventfd, or a negative errno. The duplicate is what is checked: the caller's number may be
+ * closed and used again by another thread at any time. */
+static int dup_eventfd(int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (copy < 0)
+        return errno == EBADF ? -EINVAL : -errno;
+    if (!is_eventfd(copy)) {
+        close(copy);
+        return -EINVAL;
+    }
+    return copy;
+}
+
+/* The peer owns the counter and may have filled it: then it has a signal to read already, and a write would block. */
+static void send_signal(umdev_irq *irq, const umdev_irq_vector *vector)
+{
+    const uint64_t one = 1;
+    struct pollfd out = {.fd = vector->fd, .events = POLLOUT};
+
+    irq->counters.sent++;
+    if (poll(&out, 1, 0) == 1 && (out.revents & POLLOUT)) {
+        ssize_t written = write(vector->fd, &one, sizeof one);
+        (void)written; /* EAGAIN: the peer filled it just now */
+    }
+}
+
+static void close_vector(umdev_irq_vector *vector)
+{
+    if (vector->fd >= 0)
+        close(vector->fd);
+    vector->fd = -1;
+}
+
+/* The VFIO index on which an interrupt would go out; -1 when none can. Enabling MSI or MSI-X forbids the INTx pin
+ * (PCI Local Bus 3.0, 6.8.1.3 and 6.8.2.3). */
+static int active_index(const umdev_irq *irq)
+{
+    bool client = irq->policy == UMDEV_IRQ_POLICY_CLIENT;
+
+    if (client ? irq->index[UMDEV_IRQ_MSIX].connected : (irq->state & UMDEV_IRQ_MSIX_ENABLED) != 0)
+        return UMDEV_IRQ_MSIX;
+    if (client ? irq->index[UMDEV_IRQ_MSI].connected : (irq->state & UMDEV_IRQ_MSI_ENABLED) != 0)
+        return UMDEV_IRQ_MSI;
+    return irq->index[UMDEV_IRQ_INTX].count ? UMDEV_IRQ_INTX : -1;
+}
+
+/* Signal INTx if it is asserted, nothing holds it and somebody listens; each signal masks until the next unmask. */
+static void flush_intx(umdev_irq *irq)
+{
+    umdev_irq_index_state *intx = &irq->index[UMDEV_IRQ_INTX];
+
+    if (!irq->sources_high || (irq->state & UMDEV_IRQ_INTX_DISABLED) || active_index(irq) != UMDEV_IRQ_INTX)
+        return;
+    umdev_irq_vector *line = &intx->vectors[0];
+    if (line->masked || line->fd < 0)
+        return;
+    line->masked = true;
+    send_signal(irq, line);
+}
+
+static bool message_masked(const umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (irq->index[index].vectors[vector].masked)
+        return true;
+    if (irq->policy == UMDEV_IRQ_POLICY_CLIENT)
+        return false;
+    if (index == UMDEV_IRQ_MSIX)
+        return (irq->state & UMDEV_IRQ_MSIX_MASKED) || (irq->table[vector].control & 1);
+    return irq->msi_mask >> vector & 1;
+}
+
+void umdev_irq_flush_vector(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    umdev_irq_vector *message = &irq->index[index].vectors[vector];
+
+    if (!message->pending || message->fd < 0 || !(irq->state & UMDEV_IRQ_BUS_MASTER) ||
+        active_index(irq) != (int)index || message_masked(irq, index, vector))
+        return;
+    message->pending = false;
+    send_signal(irq, message);
+}
+
+static void flush_index(umdev_irq *irq, uint32_t index)
+{
+    for (uint32_t vector = 0; vector < irq->index[index].count; vector++)
+        umdev_irq_flush_vector(irq, index, vector);
+}
+
+static void flush_all(umdev_irq *irq)
+{
+    flush_intx(irq);
+    flush_index(irq, UMDEV_IRQ_MSI);
+    flush_index(irq, UMDEV_IRQ_MSIX);
+}
+
+static void forget_pending(umdev_irq *irq, uint32_t index)
+{
+    for (uint32_t vector = 0; vector < irq->index[index].count; vector++)
+        irq->index[index].vectors[vector].pending = false;
+}
+
+umdev_irq *umdev_irq_new(int has_intx, uint32_t msi_vectors, uint32_t msix_vectors)
+{
+    const uint32_t counts[UMDEV_IRQ_COUNT] = {has_intx ? 1 : 0, msi_vectors, msix_vectors, 1, 1};
+
+    if (msi_vectors > UMDEV_MSI_MAX || msix_vectors > UMDEV_MSIX_MAX)
+        return NULL;
+    umdev_irq *irq = calloc(1, sizeof *irq);
+    if (!irq)
+        return NULL;
+    pthread_mutex_init(&irq->mutex, NULL);
+    atomic_init(&irq->references, 1);
+    irq->msi_allocated = 1;
+    irq->source_count = msix_vectors > UMDEV_INTX_SOURCES ? msix_vectors : UMDEV_INTX_SOURCES;
+    irq->sources = calloc(irq->source_count, sizeof *irq->sources);
+    irq->table = calloc(msix_vectors ? msix_vectors : 1, sizeof *irq->table);
+    bool complete = irq->sources && irq->table;
+    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++) {
+        umdev_irq_index_state *state = &irq->index[index];
+        state->vectors = calloc(counts[index] ? counts[index] : 1, sizeof *state->vectors);
+        if (!state->vectors) {
+            complete = false;
+            continue;
+        }
+        state->count = counts[index];
+        for (uint32_t vector = 0; vector < state->count; vector++)
+            state->vectors[vector].fd = -1;
+    }
+    if (!complete) {
+        umdev_irq_unref(irq);
+        return NULL;
+    }
+    umdev_msix_reset(irq);
+    return irq;
+}
+
+void umdev_irq_unref(umdev_irq *irq)
+{
+    if (atomic_fetch_sub_explicit(&irq->references, 1, memory_order_acq_rel) != 1)
+        return;
+    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++) {
+        for (uint32_t vector = 0; vector < irq->index[index].count; vector++)
+            close_vector(&irq->index[index].vectors[vector]);
+        free(irq->index[index].vectors);
+    }
+    free(irq->table);
+    free(irq->sources);
+    pthread_mutex_destroy(&irq->mutex);
+    free(irq);
+}
+
+void umdev_irq_free(umdev_irq *irq)
+{
+    if (!irq)
+        return;
+    umdev_irq_disconnect_all(irq);
+    umdev_irq_unref(irq);
+}
+
+uint32_t umdev_irq_vectors(const umdev_irq *irq, uint32_t index)
+{
+    return index < UMDEV_IRQ_COUNT ? irq->index[index].count : 0;
+}
+
+void umdev_irq_set_policy(umdev_irq *irq, int policy)
+{
+    irq_lock(irq);
+    irq->policy = policy;
+    flush_all(irq);
+    irq_unlock(irq);
+}
+
+int umdev_irq_connect(umdev_irq *irq, uint32_t index, uint32_t vector, int fd)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return -EINVAL;
+    int copy = fd < 0 ? -1 : dup_eventfd(fd);
+    if (fd >= 0 && copy < 0)
+        return copy;
+    irq_lock(irq);
+    umdev_irq_index_state *state = &irq->index[index];
+    close_vector(&state->vectors[vector]);
+    state->vectors[vector].fd = copy;
+    state->connected = true;
+    /* In either policy, what waited for a listener goes out; a mask that the client set stays. */
+    if (index == UMDEV_IRQ_INTX)
+        flush_intx(irq);
+    else if (index == UMDEV_IRQ_MSI || index == UMDEV_IRQ_MSIX)
+        umdev_irq_flush_vector(irq, index, vector);
+    irq_unlock(irq);
+    return 0;
+}
+
+int umdev_irq_connect_unmask(umdev_irq *irq, uint32_t index, uint32_t vector, int fd)
+{
+    if (index != UMDEV_IRQ_INTX || vector >= umdev_irq_vectors(irq, index))
+        return -EINVAL;
+    int copy = fd < 0 ? -1 : dup_eventfd(fd);
+    if (fd >= 0 && copy < 0)
+        return copy;
+    return umdev_irq_watch(irq, copy);
+}
+
+int umdev_irq_mask(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return -EINVAL;
+    irq_lock(irq);
+    irq->index[index].vectors[vector].masked = true;
+    irq_unlock(irq);
+    return 0;
+}
+
+int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return -EINVAL;
+    irq_lock(irq);
+    irq->index[index].vectors[vector].masked = false;
+    if (index == UMDEV_IRQ_INTX)
+        flush_intx(irq);
+    else
+        umdev_irq_flush_vector(irq, index, vector);
+    irq_unlock(irq);
+    return 0;
+}
+
+int umdev_irq_disable(umdev_irq *irq, uint32_t index)
+{
+    if (index >= UMDEV_IRQ_COUNT)
+        return -EINVAL;
+    if (index == UMDEV_IRQ_INTX)
+        umdev_irq_watch(irq, -1);
+    irq_lock(irq);
+    umdev_irq_index_state *state = &irq->index[index];
+    for (uint32_t vector = 0; vector < state->count; vector++) {
+        close_vector(&state->vectors[vector]);
+        state->vectors[vector].masked = false;
+        state->vectors[vector].pending = false;
+    }
+    state->connected = false;
+    flush_all(irq); /* under policy CLIENT another index may be active now */
+    irq_unlock(irq);
+    return 0;
+}
+
+void umdev_irq_disconnect_all(umdev_irq *irq)
+{
+    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++)
+        umdev_irq_disable(irq, index);
+}
+
+int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return -EINVAL;
+    irq_lock(irq);
+    const umdev_irq_vector *target = &irq->index[index].vectors[vector];
+    int result = target->fd < 0 ? -ENOTCONN : 0;
+    if (!result)
+        send_signal(irq, target);
+    irq_unlock(irq);
+    return result;
+}
+
+/* A masked message pends (PCI Local Bus 3.0, 6.8.2.10), and so does one that nobody listens to: a VMM connects a vector
+ * when the guest first uses it. */
+static int send_message(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (index == UMDEV_IRQ_MSI)
+        vector &= irq->msi_allocated - 1;
+    if (vector >= irq->index[index].count)
+        return -EINVAL;
+    if (!(irq->state & UMDEV_IRQ_BUS_MASTER)) {
+        irq->counters.dropped++;
+        return -EPERM;
+    }
+    umdev_irq_vector *message = &irq->index[index].vectors[vector];
+    if (message->fd < 0 || message_masked(irq, index, vector)) {
+        message->pending = true;
+        irq->counters.pended++;
+        return 0;
+    }
+    send_signal(irq, message);
+    return 0;
+}
+
+static void set_source(umdev_irq *irq, uint32_t source, bool level)
+{
+    if (irq->sources[source] == level)
+        return;
+    irq->sources[source] = level;
+    irq->sources_high += level ? 1 : -1U;
+    flush_intx(irq);
+}
+
+int umdev_irq_signal(umdev_irq *irq, uint32_t vector)
+{
+    irq_lock(irq);
+    int index = active_index(irq);
+    int result = -ENODEV;
+    if (index == UMDEV_IRQ_MSI || index == UMDEV_IRQ_MSIX)
+        result = send_message(irq, (uint32_t)index, vector);
+    irq_unlock(irq);
+    return result;
+}
+
+void umdev_irq_set_level(umdev_irq *irq, uint32_t source, int level)
+{
+    if (source >= irq->source_count)
+        return;
+    irq_lock(irq);
+    set_source(irq, source, level != 0);
+    irq_unlock(irq);
+}
+
+int umdev_irq_raise(umdev_irq *irq, uint32_t vector)
+{
+    int result = 0;
+
+    irq_lock(irq);
+    int index = active_index(irq);
+    if (index == UMDEV_IRQ_MSI || index == UMDEV_IRQ_MSIX)
+        result = send_message(irq, (uint32_t)index, vector);
+    else if (index < 0)
+        result = -ENODEV;
+    else if (vector >= irq->source_count)
+        result = -EINVAL;
+    else
+        set_source(irq, vector, true);
+    irq_unlock(irq);
+    return result;
+}
+
+int umdev_irq_notify(umdev_irq *irq, uint32_t index)
+{
+    if (index != UMDEV_IRQ_ERR && index != UMDEV_IRQ_REQ)
+        return -EINVAL;
+    return umdev_irq_trigger(irq, index, 0);
+}
+
+void umdev_irq_set_state(umdev_irq *irq, uint32_t flags)
+{
+    irq_lock(irq);
+    uint32_t gone = irq->state & ~flags;
+    irq->state = flags;
+    /* A message of a kind that is off cannot be sent later: the driver that turned it off expects none. */
+    if (irq->policy == UMDEV_IRQ_POLICY_CORE && (gone & UMDEV_IRQ_MSI_ENABLED))
+        forget_pending(irq, UMDEV_IRQ_MSI);
+    if (irq->policy == UMDEV_IRQ_POLICY_CORE && (gone & UMDEV_IRQ_MSIX_ENABLED))
+        forget_pending(irq, UMDEV_IRQ_MSIX);
+    flush_all(irq);
+    irq_unlock(irq);
+}
+
+void umdev_irq_set_msi(umdev_irq *irq, uint32_t allocated, uint32_t mask)
+{
+    irq_lock(irq);
+    irq->msi_allocated = allocated;
+    irq->msi_mask = mask;
+    flush_index(irq, UMDEV_IRQ_MSI);
+    irq_unlock(irq);
+}
+
+uint32_t umdev_irq_msi_pending(umdev_irq *irq)
+{
+    uint32_t bits = 0;
+
+    irq_lock(irq);
+    for (uint32_t vector = 0; vector < irq->index[UMDEV_IRQ_MSI].count; vector++)
+        bits |= (uint32_t)irq->index[UMDEV_IRQ_MSI].vectors[vector].pending << vector;
+    irq_unlock(irq);
+    return bits;
+}
+
+int umdev_irq_level(umdev_irq *irq)
+{
+    irq_lock(irq);
+    int level = irq->sources_high != 0;
+    irq_unlock(irq);
+    return level;
+}
+
+int umdev_irq_mode(umdev_irq *irq)
+{
+    irq_lock(irq);
+    int index = active_index(irq);
+    irq_unlock(irq);
+    return index;
+}
+
+void umdev_irq_reset(umdev_irq *irq)
+{
+    irq_lock(irq);
+    memset(irq->sources, 0, irq->source_count * sizeof *irq->sources);
+    irq->sources_high = 0;
+    forget_pending(irq, UMDEV_IRQ_MSI);
+    forget_pending(irq, UMDEV_IRQ_MSIX);
+    umdev_msix_reset(irq);
+    irq_unlock(irq);
+}
+
+int umdev_irq_pending(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return 0;
+    irq_lock(irq);
+    int pending = irq->index[index].vectors[vector].pending;
+    irq_unlock(irq);
+    return pending;
+}
+
+void umdev_irq_set_pending(umdev_irq *irq, uint32_t index, uint32_t vector, int pending)
+{
+    if (vector >= umdev_irq_vectors(irq, index))
+        return;
+    irq_lock(irq);
+    irq->index[index].vectors[vector].pending = pending != 0;
+    irq_unlock(irq);
+}
+
+uint32_t umdev_irq_sources(const umdev_irq *irq)
+{
+    return irq->source_count;
+}
+
+int umdev_irq_source(umdev_irq *irq, uint32_t source)
+{
+    if (source >= irq->source_count)
+        return 0;
+    irq_lock(irq);
+    int level = irq->sources[source];
+    irq_unlock(irq);
+    return level;
+}
+
+void umdev_irq_read_counters(umdev_irq *irq, umdev_irq_counters *ret)
+{
+    irq_lock(irq);
+    *ret = irq->counters;
+    irq_unlock(irq);
+}
