@@ -1,14 +1,37 @@
 /* The bench's C side: floors, and loops that measure. No directives, cffi reads this too.
- * Every function returns 0 or a negative errno; times are nanoseconds of CLOCK_MONOTONIC. */
+ * A function that measures fills times[0..count) with nanoseconds of CLOCK_MONOTONIC, each of one batch of operations,
+ * and returns 0 or a negative errno. */
 
 /* Answer each `request` bytes on a stream socket with `reply` bytes until the peer closes it. */
 int umdev_bench_echo_serve(int socket, uint32_t request, uint32_t reply);
 
-/* Send `request`, wait for `reply_length` bytes; times[i] is the i-th round trip. */
+/* Send `request`, wait for `reply_length` bytes; a batch is one round trip. */
 int umdev_bench_round_trips(int socket, const void *request, uint32_t request_length, uint32_t reply_length,
                             uint32_t count, uint64_t *times);
 
-/* Send `post` `burst` times, one send each, then one `request` with its reply, which drains the server;
- * times[i] is the i-th burst, divided by its number of posts. */
-int umdev_bench_posts(int socket, const void *post, uint32_t post_length, uint32_t burst, const void *request,
-                      uint32_t request_length, uint32_t reply_length, uint32_t count, uint64_t *times);
+/* A batch: send `post` `batch` times, one send each, then one `request` with its reply, so that all were served. */
+int umdev_bench_posts(int socket, const void *post, uint32_t post_length, const void *request,
+                      uint32_t request_length, uint32_t reply_length, uint32_t batch, uint32_t count, uint64_t *times);
+
+/* Copies of `length` bytes (at most 4096) walk through `span` bytes: by memcpy, and by the core's dma_read. */
+int umdev_bench_memcpy(const uint8_t *source, uint64_t span, uint32_t length, uint32_t batch, uint32_t count,
+                       uint64_t *times);
+int umdev_bench_dma_read(const umdev_api *api, umdev_memory *memory, uint64_t iova, uint64_t span, uint32_t length,
+                         uint32_t batch, uint32_t count, uint64_t *times);
+
+/* One map of the bare binary search. */
+typedef struct umdev_bench_map {
+    uint64_t iova;
+    uint64_t size;
+    uint8_t *host;
+} umdev_bench_map;
+
+/* Look up `addresses` in turn (their number a power of two): by binary search, and by the core in one reader section.
+ * -EFAULT when an address is not found. */
+int umdev_bench_search(const umdev_bench_map *maps, uint32_t maps_count, const uint64_t *addresses,
+                       uint32_t addresses_count, uint32_t batch, uint32_t count, uint64_t *times);
+int umdev_bench_lookup(const umdev_api *api, umdev_memory *memory, const uint64_t *addresses, uint32_t addresses_count,
+                       uint32_t batch, uint32_t count, uint64_t *times);
+
+/* The bench device's C handler: a read returns how many accesses came before it, in this process. */
+int umdev_bench_counter(void *device, const umdev_access *access, uint64_t *value);

@@ -81,26 +81,24 @@ int umdev_bench_round_trips(int socket, const void *request, uint32_t request_le
     return 0;
 }
 
-int umdev_bench_posts(int socket, const void *post, uint32_t post_length, uint32_t burst, const void *request,
-                      uint32_t request_length, uint32_t reply_length, uint32_t count, uint64_t *times)
+int umdev_bench_posts(int socket, const void *post, uint32_t post_length, const void *request,
+                      uint32_t request_length, uint32_t reply_length, uint32_t batch, uint32_t count, uint64_t *times)
 {
     uint8_t reply[LARGEST_MESSAGE];
 
-    if (reply_length > sizeof(reply) || burst == 0)
+    if (reply_length > sizeof(reply))
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t start = umdev_bench_now();
-        int result;
+        int result = 0;
 
-        for (uint32_t j = 0; j < burst; j++) {
+        for (uint32_t j = 0; j < batch && result == 0; j++)
             result = send_whole(socket, post, post_length);
-            if (result)
-                return result;
-        }
-        result = round_trip(socket, request, request_length, reply, reply_length);
+        if (result == 0)
+            result = round_trip(socket, request, request_length, reply, reply_length);
         if (result)
             return result;
-        times[i] = (umdev_bench_now() - start) / burst;
+        times[i] = umdev_bench_now() - start;
     }
     return 0;
 }
