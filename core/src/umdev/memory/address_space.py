@@ -1,0 +1,394 @@
+"""The address space that a device's DMA sees: a table of maps, read by C and Python alike.
+
+A bus maps and unmaps; the device model reads, writes and views. The table is immutable and replaced as a whole, so that
+a reader never waits and an unmap knows when the last reader of the old one is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import threading
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Any
+
+from umdev._native import ffi, lib
+from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
+from umdev.errors import Conflict, InvalidArgument, NotSupported, StateError, UmdevError
+from umdev.services import Protection
+
+from .failures import POISONED, dma_error
+from .mapping import Backing, Mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Buffer
+
+    from .owner import LockOwner
+
+logger = logging.getLogger("umdev.memory")
+
+MAPS_MAX: int = lib.UMDEV_MEMORY_MAPS_MAX
+"""Maps that one address space takes; a vfio-user server tells its client (`max_dma_maps`)."""
+
+SECTION_MAX: int = lib.UMDEV_MEMORY_SECTION_MAX
+"""Bytes that are copied before a waiting unmap gets its turn."""
+
+ADDRESS_END = 1 << 64
+"""One past the last bus address."""
+
+SCRATCH = 1 << 16
+"""Up to this many bytes are read through a buffer that is used again."""
+
+_BYTES = ffi.typeof("char[]")
+_ADDRESS = ffi.typeof("uint64_t *")
+_transfer = lib.umdev_memory_transfer
+_new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def _new_scratch() -> tuple[Any, Any, Any]:
+    scratch = _new_bytes(_BYTES, SCRATCH)
+    return scratch, ffi.buffer(scratch), ffi.new(_ADDRESS)
+
+
+class _Space:
+    """The maps of one PASID, sorted by address."""
+
+    __slots__ = ("maps", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.maps: list[Mapping] = []
+
+    def at(self, iova: int) -> Mapping | None:
+        """The map that covers `iova`."""
+        index = bisect_right(self.starts, iova) - 1
+        if index < 0 or iova >= self.maps[index].end:
+            return None
+        return self.maps[index]
+
+    def overlapping(self, iova: int, end: int) -> list[Mapping]:
+        """The maps with a byte in iova..end, in ascending order."""
+        first = bisect_right(self.starts, iova) - 1
+        if first < 0 or self.maps[first].end <= iova:
+            first += 1
+        return self.maps[first : bisect_left(self.starts, end)]
+
+    def add(self, mapping: Mapping) -> None:
+        """`mapping` overlaps nothing."""
+        index = bisect_left(self.starts, mapping.iova)
+        self.starts.insert(index, mapping.iova)
+        self.maps.insert(index, mapping)
+
+    def drop(self, mapping: Mapping) -> None:
+        """`mapping` is here."""
+        index = bisect_left(self.starts, mapping.iova)
+        del self.starts[index], self.maps[index]
+
+
+class AddressSpace:
+    """Maps of guest memory, per PASID (`space`, 0 without one).
+
+    Any thread may call any method. `read`, `write` and `view` need no lock; `unmap` takes the device lock, if there is
+    a device. Bus mastering is on until someone turns it off: a function's configuration space does so at reset.
+    """
+
+    def __init__(self, native: LockOwner | None = None) -> None:
+        pointer = lib.umdev_memory_new()
+        if pointer == ffi.NULL:
+            raise MemoryError
+        self.pointer: Any = ffi.gc(pointer, lib.umdev_memory_free)
+        """The `umdev_memory *` for C code, valid as long as this object."""
+        self._native = native
+        if native is not None:
+            lib.umdev_memory_set_device(self.pointer, native.pointer)
+        self._spaces: dict[int, _Space] = {}
+        self._registry = threading.Lock()  # of _spaces; never held while a listener or the device lock is waited for
+        self._listeners: list[Callable[[Mapping], None]] = []
+        self._closed = False
+        self._scratch: list[tuple[Any, Any, Any]] = []
+
+    # Maps.
+
+    def map(
+        self,
+        iova: int,
+        length: int,
+        *,
+        descriptor: int | None = None,
+        offset: int = 0,
+        protection: Protection = Protection.READ | Protection.WRITE,
+        space: int = 0,
+    ) -> Mapping:
+        """Add a map; all numbers are in bytes and multiples of a page.
+
+        `descriptor` is borrowed for the call: a memfd or another file on tmpfs or hugetlbfs that holds
+        `offset + length` bytes. None: the memory is reachable by message only (see `set_messages`). After an error
+        nothing has changed.
+
+        Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), UmdevError (too many maps, no memory).
+        """
+        end = _check_range(iova, length, space)
+        if (iova | length | offset) & PAGE_MASK or offset < 0:
+            raise InvalidArgument(
+                f"a DMA map needs multiples of {PAGE_SIZE} bytes: "
+                f"iova {iova:#x}, length {length:#x}, offset {offset:#x}"
+            )
+        if not protection:
+            raise InvalidArgument(f"the DMA map at {iova:#x} allows neither reading nor writing")
+        with self._registry:
+            if self._closed:
+                raise StateError("the address space is closed")
+            maps = self._spaces.get(space) or _Space()
+            taken = maps.overlapping(iova, end)
+            if taken:
+                raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
+            backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
+            mapping = Mapping(Iova(iova), length, protection, space, backing)
+            entry = ffi.new("umdev_map_entry *")
+            entry.space, entry.protection, entry.iova, entry.size = space, protection.value, iova, length
+            entry.host = ffi.NULL if backing is None else backing.native.host
+            entry.guard = -1 if backing is None else backing.guard
+            _check_table(lib.umdev_memory_insert(self.pointer, entry))
+            maps.add(mapping)
+            self._spaces[space] = maps
+        return mapping
+
+    def unmap(self, iova: int, length: int, space: int = 0) -> list[Mapping]:
+        """Remove every map that lies in the range; returns them, or an empty list where nothing was mapped.
+
+        When it returns, no reader uses the memory, the listeners have run with the device lock held, and views that
+        somebody kept read zeros.
+
+        Raises: InvalidArgument (a map lies partly in the range; nothing has changed).
+        """
+        end = _check_range(iova, length, space)
+        with self._device_locked():
+            with self._registry:
+                maps = self._spaces.get(space)
+                gone = maps.overlapping(iova, end) if maps else []
+                for mapping in gone:
+                    if mapping.iova < iova or mapping.end > end:
+                        raise InvalidArgument(f"unmap of {iova:#x}+{length:#x} would split {mapping!r}")
+                if maps and gone:
+                    _check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
+                    for mapping in gone:
+                        maps.drop(mapping)
+            self._release(gone)
+        return gone
+
+    def unmap_all(self) -> list[Mapping]:
+        """Remove every map of every space, as `unmap` does."""
+        with self._device_locked():
+            with self._registry:
+                gone = [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
+                if gone:
+                    _check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
+                self._spaces.clear()
+            self._release(gone)
+        return gone
+
+    def close(self) -> None:
+        """Remove every map; `map` raises StateError from now on. May be called twice."""
+        with self._registry:
+            self._closed = True
+        self.unmap_all()
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        """Every map, sorted by space and address."""
+        with self._registry:
+            return [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
+
+    def on_unmap(self, listener: Callable[[Mapping], None]) -> Callable[[], None]:
+        """Call `listener(mapping)` for each map that goes: the device lock held, no reader left, bytes still there.
+
+        Returns what ends it. An exception of a listener is logged; the memory goes anyway.
+        """
+        self._listeners.append(listener)
+
+        def cancel() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return cancel
+
+    # Access.
+
+    def read(self, iova: int, length: int, space: int = 0) -> bytes:
+        """Bytes as the device reads them, across adjacent maps. 1, 2, 4 and 8 aligned bytes are one access.
+
+        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError.
+        """
+        if not 0 < length <= SCRATCH:
+            return self._read_long(iova, length, space)
+        # A pool instead of a buffer per thread: a signal handler may read in between.
+        try:
+            scratch, content, failed = self._scratch.pop()
+        except IndexError:
+            scratch, content, failed = _new_scratch()
+        code = _transfer(self.pointer, space, iova, scratch, length, 0, failed)
+        data: bytes = content[:length]
+        where = failed[0] if code else 0
+        self._scratch.append((scratch, content, failed))
+        if code:
+            raise dma_error(-code, iova, length, where, space, write=False)
+        return data
+
+    def read_into(self, iova: int, buffer: Buffer, space: int = 0) -> None:
+        """Fill a writable, contiguous buffer; after an error its content is undefined. Raises: as `read`."""
+        with ffi.from_buffer(_BYTES, buffer, require_writable=True) as native:
+            self._transfer(iova, native, len(native), space, write=False)
+
+    def write(self, iova: int, data: Buffer, space: int = 0) -> None:
+        """Store bytes as the device writes them. What lies before the address in an error may have been stored.
+
+        Raises: as `read`.
+        """
+        with ffi.from_buffer(_BYTES, data) as native:
+            self._transfer(iova, native, len(native), space, write=True)
+
+    @contextlib.contextmanager
+    def view(self, iova: int, length: int, *, write: bool = False, space: int = 0) -> Iterator[memoryview]:
+        """The memory itself, without a copy. It must lie in one map.
+
+        Leave the `with` in `on_unmap` at the latest: a view that is late sees zeros, and its stores are lost.
+
+        Raises: as `read`, and NotSupported for a range in two maps or reachable by message only.
+        """
+        mapping, backing = self._locate(iova, length, space, Protection.WRITE if write else Protection.READ)
+        if not self.bus_master:
+            raise dma_error(errno.EPERM, iova, length, iova, space, write=write)
+        start = iova - mapping.iova
+        view = backing.buffer[start : start + length]
+        if not write:
+            view = view.toreadonly()
+        try:
+            yield view
+        finally:
+            # Somebody still exports it (a numpy array): it stays valid as long as that lives.
+            with contextlib.suppress(BufferError):
+                view.release()
+
+    def translate(self, iova: int, length: int, protection: Protection = Protection.READ, space: int = 0) -> HostVirt:
+        """The host address of a range inside one map, valid until `on_unmap` says that the map goes.
+
+        Raises: NotMapped, NotPermitted, MappingPoisoned, NotSupported (two maps, or reachable by message only).
+        """
+        mapping, backing = self._locate(iova, length, space, protection)
+        return HostVirt(backing.host + iova - mapping.iova)
+
+    # What the function and the bus decide.
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether DMA is let through. When it has been set to False, no transfer is left inside mapped memory."""
+        return bool(lib.umdev_memory_bus_master(self.pointer))
+
+    @bus_master.setter
+    def bus_master(self, enabled: bool) -> None:
+        if lib.umdev_memory_set_bus_master(self.pointer, enabled):
+            raise StateError("bus mastering is turned off inside a reader section")
+
+    def drain(self) -> None:
+        """Return when no transfer that began earlier is inside mapped memory."""
+        if lib.umdev_memory_drain(self.pointer):
+            raise StateError("drain is called inside a reader section")
+
+    def set_messages(self, transfer: Any, context: Any = ffi.NULL) -> None:
+        """How maps without a descriptor are reached: a C `umdev_message_transfer` and its context, or NULL.
+
+        Waits for calls of the old one that are under way.
+        """
+        lib.umdev_memory_set_messages(self.pointer, transfer, context)
+
+    # Inside.
+
+    def _device_locked(self) -> contextlib.AbstractContextManager[object]:
+        if self._native is None or self._native.held:
+            return contextlib.nullcontext()
+        return self._native.locked()
+
+    def _release(self, gone: list[Mapping]) -> None:
+        for mapping in gone:
+            for listener in tuple(self._listeners):
+                try:
+                    listener(mapping)
+                except Exception:  # the client takes its memory back whatever a model does
+                    logger.exception("on_unmap listener failed for %r", mapping)
+            mapping.forget()
+
+    def _read_long(self, iova: int, length: int, space: int) -> bytes:
+        if length == 0:
+            return b""
+        self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
+        native = _new_bytes(_BYTES, length)
+        self._transfer(iova, native, length, space, write=False)
+        return bytes(ffi.buffer(native))
+
+    def _transfer(self, iova: int, native: Any, length: int, space: int, *, write: bool) -> None:
+        failed = ffi.new(_ADDRESS)
+        code = _transfer(self.pointer, space, iova, native, length, write, failed)
+        if code:
+            raise dma_error(-code, iova, length, failed[0], space, write=write)
+
+    def _check_covered(self, iova: int, length: int, space: int, protection: Protection) -> None:
+        end = _check_range(iova, length, space)
+        write = protection is Protection.WRITE
+        with self._registry:
+            maps = self._spaces.get(space) or _Space()
+            reached = iova
+            for mapping in maps.overlapping(iova, end):
+                if mapping.iova > reached:
+                    break
+                if protection not in mapping.protection:
+                    raise dma_error(errno.EACCES, iova, length, reached, space, write=write)
+                reached = mapping.end
+        if reached < end:
+            raise dma_error(errno.EFAULT, iova, length, reached, space, write=write)
+
+    def _locate(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
+        end = _check_range(iova, length, space)
+        write = Protection.WRITE in protection
+        with self._registry:
+            maps = self._spaces.get(space)
+            mapping = maps.at(iova) if maps else None
+            backing = mapping.backing if mapping else None
+        if mapping is None:
+            raise dma_error(errno.EFAULT, iova, length, iova, space, write=write)
+        if protection not in mapping.protection:
+            raise dma_error(errno.EACCES, iova, length, iova, space, write=write)
+        if end > mapping.end:
+            self._check_covered(iova, length, space, protection)
+            raise NotSupported(
+                f"{iova:#x}+{length:#x} lies in two maps or more (the first: {mapping!r}): read or write it"
+            )
+        if backing is None:
+            raise NotSupported(f"{iova:#x}+{length:#x} is reachable by message only: read or write it")
+        if mapping.poisoned:
+            raise dma_error(POISONED, iova, length, iova, space, write=write)
+        return mapping, backing
+
+
+def _check_range(iova: int, length: int, space: int) -> int:
+    """One past the last address."""
+    if length <= 0 or iova < 0 or iova + length > ADDRESS_END:
+        raise InvalidArgument(f"{length} bytes at {iova:#x} is no range of bus addresses")
+    if not 0 <= space < 1 << 32:
+        raise InvalidArgument(f"space {space} does not fit into 32 bits")
+    return iova + length
+
+
+def _check_table(result: int) -> None:
+    if result >= 0:
+        return
+    code = -result
+    if code == errno.ENOSPC:
+        error = UmdevError(f"an address space takes {MAPS_MAX} maps at most")
+        error.errno = code
+        raise error
+    if code == errno.EDEADLK:
+        raise StateError("maps can't change inside a reader section of the same thread")
+    raise MemoryError

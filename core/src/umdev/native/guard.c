@@ -1,0 +1,129 @@
+/* guard: a client that shrinks the file under a map must not kill the process. */
+#define _GNU_SOURCE
+#include "memory_internal.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+struct umdev_guard_slot *_Atomic umdev_guard_blocks[UMDEV_GUARD_BLOCKS];
+
+static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER; /* adding and removing; never the handler */
+static uint32_t guard_search;                                  /* every slot below is taken */
+static bool guard_installed;
+static struct sigaction guard_previous;
+
+static struct umdev_guard_slot *guard_slot(uint32_t index)
+{
+    struct umdev_guard_slot *block = atomic_load(&umdev_guard_blocks[index / UMDEV_GUARD_BLOCK]);
+    return block ? &block[index % UMDEV_GUARD_BLOCK] : NULL;
+}
+
+/* Async-signal-safe: loads, stores and one system call. */
+static bool guard_poison(uintptr_t address)
+{
+    for (uint32_t index = 0; index < UMDEV_GUARD_BLOCK * UMDEV_GUARD_BLOCKS; index++) {
+        struct umdev_guard_slot *slot = guard_slot(index);
+        if (!slot)
+            return false; /* blocks are added in order */
+        uintptr_t start = atomic_load(&slot->address);
+        uint64_t length = atomic_load(&slot->length);
+        if (!start || address - start >= length)
+            continue;
+        uint32_t protection = atomic_load(&slot->protection);
+        /* Marked before the zeros appear, so that whoever reads them finds the mark. */
+        atomic_store(&slot->poisoned, 1);
+        int prot = (protection & UMDEV_READABLE ? PROT_READ : 0) | (protection & UMDEV_WRITABLE ? PROT_WRITE : 0);
+        return mmap((void *)start, length, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) !=
+               MAP_FAILED;
+    }
+    return false;
+}
+
+static void guard_handle(int number, siginfo_t *info, void *context)
+{
+    int saved = errno;
+    bool ours = info->si_code > 0 && guard_poison((uintptr_t)info->si_addr);
+    errno = saved;
+    if (ours)
+        return;
+    if (guard_previous.sa_flags & SA_SIGINFO) {
+        guard_previous.sa_sigaction(number, info, context);
+    } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
+        guard_previous.sa_handler(number);
+    } else if (info->si_code > 0 || guard_previous.sa_handler == SIG_DFL) {
+        /* A fault repeats when we return, a signal that was sent does not. */
+        struct sigaction standard = {.sa_handler = SIG_DFL};
+        sigaction(number, &standard, NULL);
+        if (info->si_code <= 0)
+            raise(number);
+    }
+}
+
+static int guard_install(void)
+{
+    if (guard_installed)
+        return 0;
+    struct sigaction action = {.sa_sigaction = guard_handle, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGBUS, NULL, &guard_previous) || sigaction(SIGBUS, &action, NULL))
+        return -errno;
+    guard_installed = true;
+    return 0;
+}
+
+/* With guard_lock held. */
+static int guard_take(void)
+{
+    for (uint32_t index = guard_search; index < UMDEV_GUARD_BLOCK * UMDEV_GUARD_BLOCKS; index++) {
+        struct umdev_guard_slot *slot = guard_slot(index);
+        if (!slot) {
+            slot = calloc(UMDEV_GUARD_BLOCK, sizeof(*slot));
+            if (!slot)
+                return -ENOMEM;
+            atomic_store(&umdev_guard_blocks[index / UMDEV_GUARD_BLOCK], slot);
+        }
+        if (!atomic_load(&slot->address)) {
+            guard_search = index + 1;
+            return (int)index;
+        }
+    }
+    return -ENOSPC;
+}
+
+int umdev_guard_add(uint8_t *address, uint64_t length, uint32_t protection)
+{
+    pthread_mutex_lock(&guard_lock);
+    int result = guard_install();
+    if (!result)
+        result = guard_take();
+    if (result >= 0) {
+        struct umdev_guard_slot *slot = guard_slot((uint32_t)result);
+        atomic_store(&slot->poisoned, 0);
+        atomic_store(&slot->length, length);
+        atomic_store(&slot->protection, protection);
+        atomic_store(&slot->address, (uintptr_t)address);
+    }
+    pthread_mutex_unlock(&guard_lock);
+    return result;
+}
+
+void umdev_guard_remove(int slot)
+{
+    struct umdev_guard_slot *entry = slot < 0 ? NULL : guard_slot((uint32_t)slot);
+    if (!entry)
+        return;
+    pthread_mutex_lock(&guard_lock);
+    atomic_store(&entry->address, 0);
+    atomic_store(&entry->length, 0);
+    if ((uint32_t)slot < guard_search)
+        guard_search = (uint32_t)slot;
+    pthread_mutex_unlock(&guard_lock);
+}
+
+int umdev_guard_poisoned(int slot)
+{
+    return umdev_guard_slot_poisoned(slot);
+}
