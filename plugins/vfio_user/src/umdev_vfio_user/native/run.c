@@ -1,0 +1,102 @@
+/* The message loop. */
+#include <errno.h>
+#include <string.h>
+
+#include "link.h"
+
+static int outcome(umdev_link *link, umdev_link_message *message)
+{
+    if (atomic_load_explicit(&link->stopping, memory_order_relaxed))
+        return UMDEV_LINK_STOPPED;
+    if (link->state == LINK_BROKEN) {
+        message->error = link->error;
+        return UMDEV_LINK_BROKEN;
+    }
+    return link->state == LINK_OPEN ? 0 : UMDEV_LINK_CLOSED;
+}
+
+/* With the mutex: until a whole message is there. 0, or an umdev_link_event. */
+static int next_message(umdev_link *link, umdev_link_message *message)
+{
+    for (;;) {
+        /* What came before the end is still served: a client may write and leave. */
+        if (link->scan > link->head && !atomic_load_explicit(&link->stopping, memory_order_relaxed))
+            return 0;
+        int event = outcome(link, message);
+        if (event)
+            return event;
+        if (link->receiving) {
+            link->waiting++;
+            pthread_cond_wait(&link->changed, &link->mutex);
+            link->waiting--;
+            continue;
+        }
+        link_compact(link);
+        link_wake(link);
+        link_received received = {0};
+        link->receiving = 1;
+        pthread_mutex_unlock(&link->mutex);
+        if (atomic_load_explicit(&link->logging, memory_order_relaxed))
+            link_log_flush(link);
+        int status = link_receive(link, 0, &received);
+        pthread_mutex_lock(&link->mutex);
+        link_absorb(link, status, &received);
+        if (status == -EINTR)
+            return UMDEV_LINK_INTERRUPTED;
+    }
+}
+
+static int hand_up(umdev_link *link, const link_header *header, umdev_link_message *message)
+{
+    message->id = header->id;
+    message->command = header->command;
+    message->flags = header->flags;
+    message->length = header->size - LINK_HEADER;
+    message->payload = link->buffer + link->head + LINK_HEADER;
+    pthread_mutex_lock(&link->mutex);
+    message->fd_count = link_take_fds(link, link->head, link->head + header->size, message->fds);
+    pthread_mutex_unlock(&link->mutex);
+    link->current = header->size;
+    return UMDEV_LINK_MESSAGE;
+}
+
+int umdev_link_run(umdev_link *link, umdev_link_message *message)
+{
+    memset(message, 0, sizeof(*message));
+    pthread_mutex_lock(&link->mutex);
+    link->head += link->current;
+    link->current = 0;
+    for (;;) {
+        int event = next_message(link, message);
+        size_t whole = link->scan; /* bytes before it stay where they are */
+        uint32_t fd_count = link->fd_count;
+        pthread_mutex_unlock(&link->mutex);
+        if (event)
+            return event;
+        while (link->head < whole && !atomic_load_explicit(&link->stopping, memory_order_relaxed)) {
+            const uint8_t *frame = link->buffer + link->head;
+            link_header header;
+            memcpy(&header, frame, sizeof(header));
+            int status = link_dispatch(link, frame, &header);
+            if (status == 0)
+                return hand_up(link, &header, message);
+            if (fd_count) {
+                /* Descriptors that came with an access are nobody's. */
+                pthread_mutex_lock(&link->mutex);
+                link_close_fds(link, link->head, link->head + header.size);
+                pthread_mutex_unlock(&link->mutex);
+            }
+            link->head += header.size;
+            if (status < 0) {
+                pthread_mutex_lock(&link->mutex);
+                if (link->state == LINK_OPEN)
+                    link->state = LINK_ENDED;
+                link_wake(link);
+                int ended = outcome(link, message);
+                pthread_mutex_unlock(&link->mutex);
+                return ended;
+            }
+        }
+        pthread_mutex_lock(&link->mutex);
+    }
+}
