@@ -1,0 +1,84 @@
+"""The command `umdev bench`. Imported by umdev-cli only, which brings click and rich."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .measure import Result
+
+STYLES = {"ok": "green", "missed": "yellow", "failed": "red"}
+PATIENT_ROUNDS = 3
+
+
+@click.command("bench")
+@click.option("--only", metavar="PREFIX", default="", help="Measure the rows whose names start with PREFIX.")
+@click.option("--rounds", type=click.IntRange(min=7), default=9, show_default=True, help="Rounds per row.")
+@click.option(
+    "--json", "json_file", metavar="[FILE]", is_flag=False, flag_value="-", help="Print JSON, to FILE or to stdout."
+)
+@click.option("--check", is_flag=True, help="Fail if a ratio is over 1.25 times its target, measured twice.")
+def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
+    """Measure umdev against bare C in the same run.
+
+    ratio = this / bare C: lower is better.
+    """
+    from . import measure, select
+
+    rows = select(only)
+    results = []
+    with _progress(len(rows) * rounds) as step:
+        for row in rows:
+            result = measure(row, rounds, step)
+            if check and result.verdict == "failed":  # something else may have taken the CPU for a while
+                result = measure(row, rounds * PATIENT_ROUNDS)
+            results.append(result)
+    if json_file:
+        text = json.dumps([result.as_json() for result in results], indent=2) + "\n"
+        if json_file == "-":
+            click.echo(text, nl=False)
+        else:
+            Path(json_file).write_text(text)
+    if json_file != "-":
+        _table(results)
+    if check and any(result.verdict == "failed" for result in results):
+        raise SystemExit(1)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr. It is drawn between rounds only: a drawing thread would be measured too."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("rounds", total=steps)
+
+        def step() -> None:
+            progress.advance(task)
+            progress.refresh()
+
+        yield step
+
+
+def _table(results: Sequence[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("row")
+    for heading in ("median", "p99", "bare C", "ratio", "target"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for result in results:
+        times = (f"{time:,.1f} {result.unit}" for time in (result.median, result.p99, result.floor))
+        verdict = f"[{STYLES[result.verdict]}]{result.verdict}"
+        table.add_row(result.name, *times, f"{result.ratio:.2f}", f"{result.target:.2f}", verdict)
+    Console().print(table)

@@ -1,0 +1,28 @@
+"""The rows and their targets (DESIGN section 6)."""
+
+from __future__ import annotations
+
+from umdev.errors import NotFound
+
+from . import memory, messages
+from .measure import Row
+
+__all__ = ["ROWS", "select"]
+
+ROWS = (
+    Row("vfio-user/read4/c", 1.10, messages.read_c),
+    Row("vfio-user/read4/python", 1.35, messages.read_python),
+    Row("vfio-user/write4-posted/c", 0.18, messages.write_posted),
+    Row("memory/read4k/c", 1.15, memory.read_c),
+    Row("memory/read4k/python", 6.0, memory.read_python),
+    Row("memory/lookup1/c", 1.3, memory.lookup_one),
+    Row("memory/lookup1000/c", 1.3, memory.lookup_thousand),
+)
+
+
+def select(prefix: str = "") -> list[Row]:
+    """The rows whose names start so. Raises: NotFound with the names there are."""
+    rows = [row for row in ROWS if row.name.startswith(prefix)]
+    if not rows:
+        raise NotFound(f"no row starts with {prefix!r}; there are: {', '.join(row.name for row in ROWS)}")
+    return rows
