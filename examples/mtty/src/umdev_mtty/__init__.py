@@ -1,1 +1,6 @@
-"""A dual-port PCI serial card shared out by ports, as a umdev device model."""
+"""A PCI serial card shared out by ports: the mediated device of Linux's mtty sample, as a umdev device model."""
+
+from .card import Mtty1, Mtty2
+from .parent import MttyParent, parent
+
+__all__ = ["Mtty1", "Mtty2", "MttyParent", "parent"]

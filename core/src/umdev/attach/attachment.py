@@ -1,0 +1,173 @@
+"""An attachment: one device on one bus, with the services that make it usable there."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..driver import RegionInfo
+from ..errors import StateError
+from ..pci.reset import ResetKind
+from ..plugins import plugins
+from .services import BoundServices
+
+if TYPE_CHECKING:
+    from ..device import Device
+    from ..device.dispatch import NativeDevice
+    from ..memory.address_space import AddressSpace
+    from ..pci.interrupts import InterruptPort
+
+CONFIG_REGION = 7
+ROM_REGION = 6
+REGION_COUNT = 9
+
+
+class AttachmentState(enum.Enum):
+    """detached -> attached -> running <-> quiesced -> detached, removed."""
+
+    DETACHED = "detached"
+    ATTACHED = "attached"
+    RUNNING = "running"
+    QUIESCED = "quiesced"
+    REMOVED = "removed"
+
+
+class Attachment:
+    """Made by a bus driver, for a device that no other attachment holds.
+
+    `hypervisor` names the plugin that offers category (b) services for this VM, if there is one. The state changes only
+    by the methods below, from any thread, one at a time; a call that does not fit raises StateError and changes nothing.
+    """
+
+    def __init__(
+        self, device: Device, bus: str, hypervisor: str | None = None, *, endpoint: object | None = None
+    ) -> None:
+        self.device = device
+        self.bus = bus
+        self.hypervisor = hypervisor
+        self.endpoint = endpoint
+        """The bus driver's own object for this attachment: its hooks find their state by it."""
+        self.services = BoundServices(self)
+        self.on_bar_moved: Callable[[int, int], None] | None = None
+        """Called with (region index, address) under the device lock, for buses that place BARs themselves."""
+        self._state = AttachmentState.DETACHED
+        self._guard = threading.RLock()
+
+    @property
+    def state(self) -> AttachmentState:
+        """Where the attachment is in its life."""
+        return self._state
+
+    @property
+    def native(self) -> NativeDevice:
+        """The C side of the device, for message loops."""
+        return self.device.native
+
+    @property
+    def memory(self) -> AddressSpace:
+        """The address space that the bus fills and the device's DMA sees."""
+        return self.device.address_space
+
+    @property
+    def interrupts(self) -> InterruptPort:
+        """The device's vectors, to connect eventfds to."""
+        return self.device.interrupts
+
+    @property
+    def regions(self) -> dict[int, RegionInfo]:
+        """Region of each VFIO index that the function has."""
+        return self.device.region_infos
+
+    @property
+    def irq_counts(self) -> tuple[int, int, int, int, int]:
+        """Vectors of each VFIO index: INTx, MSI, MSI-X, ERR, REQ."""
+        return self.device.interrupts.counts
+
+    def attach(self) -> None:
+        """Bind the services that every driver needs and announce the attachment.
+
+        After a failure the device is detached again and nothing is bound.
+
+        Raises: StateError; ServiceUnavailable if the bus can't trap a region or deliver interrupts; PluginError.
+        """
+        with self._guard:
+            self._expect("attach", AttachmentState.DETACHED)
+            self.device.claim_attachment(self)
+            try:
+                for index in self.regions:
+                    self.services.trap(index)
+                self.services.passthroughs()
+                self.services.interrupts()
+                self._state = AttachmentState.ATTACHED
+                plugins().tell("umdev_attached", attachment=self)
+            except BaseException:
+                self._release()
+                raise
+
+    def run(self) -> None:
+        """Let the driver in and time pass."""
+        with self._guard:
+            self._expect("run", AttachmentState.ATTACHED)
+            self.native.set_gone(False)
+            self.device.clock.resume()
+            self._state = AttachmentState.RUNNING
+
+    def quiesce(self) -> None:
+        """Stop time and deferred work. When it returns no work is running, so state may be saved."""
+        with self._guard:
+            self._expect("quiesce", AttachmentState.RUNNING)
+            self.device.clock.pause()
+            with self.native.locked():  # waits for the handler or work item that is running
+                self._state = AttachmentState.QUIESCED
+
+    def resume(self) -> None:
+        """Undo `quiesce`."""
+        with self._guard:
+            self._expect("resume", AttachmentState.QUIESCED)
+            self.device.clock.resume()
+            self._state = AttachmentState.RUNNING
+
+    def reset(self, kind: ResetKind) -> None:
+        """Reset the device; see `Device.reset`."""
+        with self._guard:
+            self._expect("reset", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
+        self.device.reset(kind)
+
+    def detach(self, kind: ResetKind | None = ResetKind.CLIENT_LOST) -> None:
+        """Take the driver's side away: every map, pin, view, eventfd and service of it is released.
+
+        `kind` is the reset that the device gets; None keeps its state for the next driver.
+        """
+        with self._guard:
+            self._expect("detach", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
+            self.native.set_gone(True)
+            if kind is not None:
+                self.device.reset(kind)
+            self._release()
+            plugins().tell("umdev_detached", attachment=self)
+
+    def remove(self) -> None:
+        """Detach if need be, and close the device. May be called twice."""
+        with self._guard:
+            if self._state is AttachmentState.REMOVED:
+                return
+            if self._state is not AttachmentState.DETACHED:
+                self.detach()
+            self._state = AttachmentState.REMOVED
+            self.device.close()
+
+    def _release(self) -> None:
+        self.memory.unmap_all()
+        self.interrupts.disconnect_all()
+        self.services.close()
+        self.device.release_attachment(self)
+        # A bus may attach the same device again later; what was bound or refused then says nothing about now.
+        self.services = BoundServices(self)
+        self._state = AttachmentState.DETACHED
+
+    def _expect(self, call: str, *states: AttachmentState) -> None:
+        if self._state not in states:
+            wanted = " or ".join(state.value for state in states)
+            raise StateError(f"{call}() needs an attachment that is {wanted}; {self.device} on {self.bus} is {self._state.value}")

@@ -1,0 +1,58 @@
+"""The fallback: services that need nothing but the bus's own mappings. Asked last, for every attachment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..addresses import HostVirt, Iova
+from ..hookspecs import hookimpl
+from ..memory.compare import ComparisonProtector
+from ..memory.pins import PinTable
+from ..services import Decline, PagePinner, PageProtector, Protection, ProtectMode, Translator
+
+if TYPE_CHECKING:
+    from ..memory.address_space import AddressSpace
+    from .attachment import Attachment
+
+
+class TableTranslator:
+    """Looks addresses up in the attachment's table of DMA maps."""
+
+    mechanism = "table of DMA maps"
+
+    def __init__(self, memory: AddressSpace) -> None:
+        self._memory = memory
+
+    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
+        """Raises: NotMapped, NotPermitted."""
+        return self._memory.translate(address, length, protection, space)
+
+    def close(self) -> None:
+        """Nothing to give back: the maps are the bus's."""
+
+
+class Fallback:
+    """Pins and translates what is mapped; reports stores by comparison."""
+
+    name = "fallback"
+
+    @hookimpl
+    def umdev_pin_pages(self, attachment: Attachment) -> PagePinner:
+        """mlock on the device mapping."""
+        return PinTable(attachment.memory)
+
+    @hookimpl
+    def umdev_translate(self, attachment: Attachment) -> Translator:
+        """The table of DMA maps."""
+        return TableTranslator(attachment.memory)
+
+    @hookimpl
+    def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:
+        """TRACK only: pages are compared with what they held."""
+        if mode is not ProtectMode.TRACK:
+            decline("comparing pages can only TRACK; TRAP and EMULATE need the VMM's page tables")
+            return None
+        return ComparisonProtector(attachment.memory)
+
+
+fallback = Fallback()

@@ -1,0 +1,113 @@
+"""The services of one attachment, each asked for when it is first needed and bound once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import ServiceUnavailable, StateError
+from ..plugins import plugins
+from ..services import (
+    InterruptSink,
+    MemoryMapper,
+    PagePinner,
+    PageProtector,
+    Passthrough,
+    ProtectMode,
+    Service,
+    Translator,
+    Trap,
+)
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+ServiceT = TypeVar("ServiceT", bound=Service)
+
+
+class BoundServices:
+    """What the plugins answered for one attachment.
+
+    `traps`, `passthroughs` and `interrupts` are bound when the device is attached; the others when the model first asks,
+    since asking costs and most models use few. Any thread.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._guard = threading.RLock()
+        self._bound: dict[str, Service] = {}
+        self._refused: dict[str, ServiceUnavailable] = {}
+        self._closed = False
+
+    def trap(self, region: int) -> Trap:
+        """Raises: ServiceUnavailable."""
+        return self._bind(f"trap[{region}]", lambda: plugins().trap(self._attachment, region))
+
+    def passthroughs(self) -> list[Passthrough]:
+        """Offer every declared window to the bus. One that is declined stays trapped, and `refused` says why."""
+        bound = []
+        for info in self._attachment.regions.values():
+            for area in info.areas:
+                name = f"passthrough[{area.region}+{area.offset:#x}]"
+                try:
+                    bound.append(self._bind(name, lambda area=area: plugins().passthrough(self._attachment, area)))  # type: ignore[misc]  # the default binds the loop's value
+                except ServiceUnavailable:
+                    continue
+        return bound
+
+    def interrupts(self) -> InterruptSink:
+        """Raises: ServiceUnavailable."""
+        vectors = max(self._attachment.irq_counts)
+        return self._bind("interrupt", lambda: plugins().interrupts(self._attachment, vectors))
+
+    def mapper(self) -> MemoryMapper:
+        """Raises: ServiceUnavailable."""
+        return self._bind("map", lambda: plugins().map_memory(self._attachment))
+
+    def pinner(self) -> PagePinner:
+        """Raises: ServiceUnavailable."""
+        return self._bind("pin", lambda: plugins().pinner(self._attachment))
+
+    def protector(self, mode: ProtectMode) -> PageProtector:
+        """Raises: ServiceUnavailable, with what each plugin said."""
+        return self._bind(f"protect[{mode.value}]", lambda: plugins().protector(self._attachment, mode))
+
+    def translator(self) -> Translator:
+        """Raises: ServiceUnavailable."""
+        return self._bind("translate", lambda: plugins().translator(self._attachment))
+
+    @property
+    def mechanisms(self) -> dict[str, str]:
+        """Name of each bound service -> how it is done."""
+        with self._guard:
+            return {name: service.mechanism for name, service in self._bound.items()}
+
+    @property
+    def refused(self) -> dict[str, ServiceUnavailable]:
+        """Name of each service that nobody offered -> why."""
+        with self._guard:
+            return dict(self._refused)
+
+    def close(self) -> None:
+        """Close every bound service, last bound first. May be called twice."""
+        with self._guard:
+            self._closed = True
+            while self._bound:
+                self._bound.popitem()[1].close()
+
+    def _bind(self, name: str, ask: Callable[[], ServiceT]) -> ServiceT:
+        with self._guard:
+            if name in self._bound:
+                return self._bound[name]  # type: ignore[return-value]  # bound by the same method under this name
+            if self._closed:
+                raise StateError(f"{name}: the attachment is detached")
+            if name in self._refused:
+                raise self._refused[name]
+            try:
+                service = ask()
+            except ServiceUnavailable as refusal:
+                self._refused[name] = refusal
+                raise
+            self._bound[name] = service
+            return service

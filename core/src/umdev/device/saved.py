@@ -1,0 +1,98 @@
+"""Save and restore of a whole device, keyed by name and versioned: for snapshots, migration and hot reload.
+
+What `save` returns is plain data (dict, list, str, int, bytes, None), so any serialiser keeps it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SaveError
+from . import state
+from .clock import NANOSECONDS
+
+if TYPE_CHECKING:
+    from .model import Device
+
+SCHEMA = 1
+"""The version of this format; a model's own is `Device.version`."""
+
+
+def save(device: Device) -> dict[str, Any]:
+    """Everything that makes the device what it is. The caller holds the device lock.
+
+    Raises: SaveError for an undeclared attribute, a state that is no plain data, or pending work that has no name.
+    """
+    _refuse_undeclared(device)
+    return {
+        "schema": SCHEMA,
+        "model": model_name(device),
+        "version": device.version,
+        "config": device.config.save(),
+        "regions": {region.name: region.save() for region in device.regions.values()},
+        "interrupts": device.interrupts.save(),
+        "state": state.save(device.state_owners()),
+        "work": [_save_work(device, work.job, work.due_ns, work.period_ns) for work in device.work.pending],
+        "clock_ns": device.clock.now_ns,
+    }
+
+
+def restore(device: Device, saved: Mapping[str, Any]) -> None:
+    """Make the device what was saved. The caller holds the device lock; nothing waits in the work queue.
+
+    Raises: SaveError if it was saved by another model or schema, or by a version that `Device.upgrade` refuses.
+    """
+    if saved.get("schema") != SCHEMA:
+        raise SaveError(f"this state has schema {saved.get('schema')!r}; this umdev reads {SCHEMA}")
+    if saved["model"] != model_name(device):
+        raise SaveError(f"this is the state of a {saved['model']}, not of a {model_name(device)}")
+    if saved["version"] != device.version:
+        saved = device.upgrade(dict(saved), saved["version"])
+    names = {region.name: region for region in device.regions.values()}
+    if wrong := names.keys() ^ saved["regions"].keys():
+        raise SaveError(f"BAR {sorted(wrong)[0]} is only on one side")
+    jobs = [(_find_job(device, job["owner"], job["method"]), job) for job in saved["work"]]
+    device.config.restore(saved["config"])
+    for name, region in names.items():
+        region.restore(saved["regions"][name])
+    device.interrupts.restore(saved["interrupts"])
+    state.restore(device.state_owners(), saved["state"])
+    device.clock.set_ns(saved["clock_ns"])
+    for method, job in jobs:
+        device.after(job["in_ns"] / NANOSECONDS, method, period=job["period_ns"] / NANOSECONDS)
+
+
+def model_name(device: Device) -> str:
+    """What identifies the model in saved state: the type it was made as, else its class."""
+    return device.context.type.id if device.context.type else type(device).__name__
+
+
+def _refuse_undeclared(device: Device) -> None:
+    for path, owner in device.state_owners().items():
+        extra = device.undeclared(owner)
+        if extra:
+            where = f"{path}.{extra[0]}" if path else extra[0]
+            raise SaveError(
+                f"{type(owner).__name__}.{extra[0]} ({where}) is not declared, so it would be lost: "
+                f"write `{extra[0]} = State(...)` in the class, with save=False if it is a host resource"
+            )
+
+
+def _save_work(device: Device, job: Callable[[], object], due_ns: int, period_ns: int) -> dict[str, Any]:
+    owner = getattr(job, "__self__", None)
+    method = getattr(job, "__name__", "?")
+    for path, candidate in device.state_owners().items():
+        if candidate is owner and not isinstance(job, functools.partial):
+            in_ns = max(0, due_ns - device.clock.now_ns)
+            return {"owner": path, "method": method, "in_ns": in_ns, "period_ns": period_ns}
+    raise SaveError(f"pending work {job!r} can't be saved: give `after` a method of the device or of a block, no lambda")
+
+
+def _find_job(device: Device, path: str, method: str) -> Callable[[], object]:
+    owner = device.state_owners().get(path)
+    job = getattr(owner, method, None)
+    if owner is None or not callable(job):
+        raise SaveError(f"saved work calls {path or type(device).__name__}.{method}, which does not exist")
+    return job  # type: ignore[no-any-return]  # looked up by name

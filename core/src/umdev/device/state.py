@@ -1,0 +1,123 @@
+"""State that is not a register: declared, so that reset, save and restore know it by name."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, Self, TypeVar, overload
+
+from ..errors import DeclarationError, SaveError
+
+T = TypeVar("T")
+PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class State(Generic[T]):
+    """One attribute of a `Device` or `Block`: `buffer = State(lambda: bytearray(4096))`.
+
+    `default` makes the value that holds after power-on and, unless `keep` is true, after every reset. With
+    `save=False` it is a resource of the host (a socket, a terminal): neither saved nor reset.
+    What is saved must be plain data: None, bool, int, float, str, bytes, bytearray, and list, tuple, dict, set or deque
+    of these.
+    """
+
+    def __init__(self, default: Callable[[], T], *, keep: bool = False, save: bool = True) -> None:
+        if not callable(default):
+            raise DeclarationError(f"State takes a function that makes the value: State(lambda: {default!r})")
+        self.default = default
+        self.keep = keep
+        self.save = save
+        self.name = "?"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        if instance is None:
+            return self
+        values = instance.__dict__
+        key = "_state_" + self.name
+        if key not in values:
+            values[key] = self.default()
+        value: T = values[key]
+        return value
+
+    def __set__(self, instance: object, value: T) -> None:
+        instance.__dict__["_state_" + self.name] = value
+
+
+def declared(owner: type) -> dict[str, State[Any]]:
+    """The states that a class declares, its bases' included, by attribute name."""
+    found: dict[str, State[Any]] = {}
+    for cls in reversed(owner.__mro__):
+        for name, value in vars(cls).items():
+            if isinstance(value, State):
+                found[name] = value
+            else:
+                found.pop(name, None)
+    return found
+
+
+def reset(owners: Mapping[str, object], *, everything: bool) -> None:
+    """Put states back to their defaults; those with `keep` only if `everything`."""
+    for owner in owners.values():
+        for name, state in declared(type(owner)).items():
+            if state.save and (everything or not state.keep):
+                setattr(owner, name, state.default())
+
+
+def save(owners: Mapping[str, object]) -> dict[str, object]:
+    """The values by dotted name. Raises: SaveError for a value that is not plain data."""
+    return {
+        _join(path, name): _plain(getattr(owner, name), _join(path, name))
+        for path, name, owner in _saved(owners)
+    }
+
+
+def restore(owners: Mapping[str, object], values: Mapping[str, object]) -> None:
+    """Set what `save` returned; nothing is set if a name is missing or unknown. Raises: SaveError."""
+    known = {_join(path, name): (owner, name) for path, name, owner in _saved(owners)}
+    if wrong := known.keys() ^ values.keys():
+        name = sorted(wrong)[0]
+        raise SaveError(f"state {name} is {'missing from what was saved' if name in known else 'not declared any more'}")
+    for name, (owner, attribute) in known.items():
+        setattr(owner, attribute, _like(values[name], getattr(owner, attribute)))
+
+
+def _saved(owners: Mapping[str, object]) -> Iterator[tuple[str, str, object]]:
+    for path, owner in owners.items():
+        for name, state in declared(type(owner)).items():
+            if state.save:
+                yield path, name, owner
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _plain(value: object, path: str) -> object:
+    """A deep copy in types that every serialiser knows."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{path}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item, path) for item in value)  # type: ignore[type-var]  # unorderable items raise here
+    raise SaveError(f"{path} is a {type(value).__name__}, which can't be saved: keep plain data, or declare save=False")
+
+
+def _like(saved: object, present: object) -> object:
+    """`saved` in the container type that the model uses."""
+    if isinstance(present, (bytearray, tuple, set, frozenset)):
+        return type(present)(saved)  # type: ignore[arg-type]  # the saved form came from this very type
+    if isinstance(present, deque):
+        return deque(saved, present.maxlen)  # type: ignore[arg-type, var-annotated]  # as above
+    return saved

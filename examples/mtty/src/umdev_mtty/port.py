@@ -1,0 +1,165 @@
+"""The host's end of a serial port: a pseudo-terminal, or a unix socket that one peer connects to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+import tty
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from umdev.device import InvalidArgument
+
+OUTGOING_LIMIT = 4096
+"""Bytes of the guest that wait for a slow host; then the transmitter reports itself busy."""
+
+
+class Receiver(Protocol):
+    """The UART as its host port sees it. All calls are made with the device lock held."""
+
+    @property
+    def room(self) -> int:
+        """How many bytes fit."""
+
+    def receive(self, data: bytes) -> None:
+        """Take them."""
+
+    def transmitter_ready(self) -> None:
+        """Room to send again."""
+
+    def carrier(self, connected: bool) -> None:
+        """The peer came or went."""
+
+
+class HostPort:
+    """Moves bytes between a descriptor and a UART, in a thread of its own.
+
+    `where` is "pty" or "unix:PATH". `path` is what a person opens: the terminal's name, or the socket.
+    Bytes are never dropped: what the guest can't take yet stays in the host's buffers, and the other way round the
+    transmitter stays busy.
+    """
+
+    def __init__(self, where: str, uart: Receiver, lock: Callable[[], AbstractContextManager[object]]) -> None:
+        """Raises: InvalidArgument for another kind of place; OSError where the host refuses it."""
+        self._uart = uart
+        self._lock = lock
+        self._outgoing = bytearray()
+        self._listener: socket.socket | None = None
+        self._peer: socket.socket | None = None
+        self._terminal: int | None = None
+        self._follower: int | None = None
+        if where == "pty":
+            self._terminal, self._follower = os.openpty()  # held open, so that a reader may come and go
+            tty.setraw(self._follower)
+            os.set_blocking(self._terminal, False)
+            self.path = os.ttyname(self._follower)
+        elif where.startswith("unix:"):
+            self.path = where.removeprefix("unix:")
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(self.path)
+            Path(self.path).chmod(0o600)
+            self._listener.listen(1)
+            self._listener.setblocking(False)
+        else:
+            raise InvalidArgument(f"a serial port goes to 'pty' or 'unix:PATH', not to {where!r}")
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name=f"mtty-{self.path}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to move bytes."""
+        self._thread.start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody can be at the other end."""
+        return self._terminal is not None or self._peer is not None
+
+    def send(self, byte: int) -> bool:
+        """Queue a byte of the guest; False when the queue is full now. Device lock held; never blocks."""
+        self._outgoing.append(byte)
+        self.wake()
+        return len(self._outgoing) < OUTGOING_LIMIT
+
+    def wake(self) -> None:
+        """Look again: there may be room, or something to send."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        """Stop, and remove the socket. Call it without the device lock, which the thread may be waiting for."""
+        self._closing = True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._drop_peer()
+        for descriptor in (self._terminal, self._follower, self._wake_read, self._wake_write):
+            if descriptor is not None:
+                os.close(descriptor)
+        if self._listener is not None:
+            self._listener.close()
+            Path(self.path).unlink(missing_ok=True)
+
+    def _serve(self) -> None:
+        while not self._closing:
+            try:
+                self._turn()
+            except OSError:
+                with self._lock():
+                    self._drop_peer()
+                    self._uart.carrier(connected=False)
+
+    def _turn(self) -> None:
+        """Wait for something to do and do it once."""
+        wire = self._terminal if self._peer is None else self._peer.fileno()
+        with self._lock():
+            room, sending = self._uart.room, bool(self._outgoing)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            if wire is not None:
+                events = (selectors.EVENT_READ if room else 0) | (selectors.EVENT_WRITE if sending else 0)
+                if events:
+                    selector.register(wire, events)
+            elif self._listener is not None:
+                selector.register(self._listener, selectors.EVENT_READ)
+            ready = {key.fd: mask for key, mask in selector.select()}
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        if self._listener is not None and self._listener.fileno() in ready:
+            self._peer, _ = self._listener.accept()
+            self._peer.setblocking(False)
+            with self._lock():
+                self._uart.carrier(connected=True)
+        if wire is not None:
+            if ready.get(wire, 0) & selectors.EVENT_WRITE:
+                self._flush(wire)
+            if ready.get(wire, 0) & selectors.EVENT_READ:
+                self._fill(wire, room)
+
+    def _flush(self, wire: int) -> None:
+        with self._lock():
+            waiting = bytes(self._outgoing)
+        sent = os.write(wire, waiting)
+        with self._lock():
+            was_full = len(self._outgoing) >= OUTGOING_LIMIT
+            del self._outgoing[:sent]
+            if was_full and len(self._outgoing) < OUTGOING_LIMIT:
+                self._uart.transmitter_ready()
+
+    def _fill(self, wire: int, room: int) -> None:
+        data = os.read(wire, room)
+        if not data:
+            raise ConnectionResetError
+        with self._lock():
+            self._uart.receive(data)
+
+    def _drop_peer(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None

@@ -1,0 +1,188 @@
+"""mtty on every bus: what a 16550A driver does, and the bytes at the host's end."""
+
+import os
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from umdev.device import InvalidArgument, NoInstanceLeft
+from umdev_mtty import Mtty1, Mtty2, parent
+
+DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
+DLAB, RTS, DTR, OUT2, LOOP = 0x80, 0x02, 0x01, 0x08, 0x10
+
+
+@pytest.fixture
+def card(any_function):
+    return any_function(Mtty2())
+
+
+def start(port):
+    port.write8(IIR, 0x07)  # enable and clear the FIFOs, trigger at one byte
+    port.write8(LCR, 0x03)
+    port.write8(MCR, RTS | DTR | OUT2)
+
+
+def until(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+def drain(port, count):
+    """Read as a driver in polled mode does."""
+    data = bytearray()
+    deadline = time.monotonic() + 20
+    while len(data) < count and time.monotonic() < deadline:
+        if port.read8(LSR) & 1:
+            data.append(port.read8(DATA))
+    return bytes(data)
+
+
+def send(port, data):
+    for byte in data:
+        until(lambda: port.read8(LSR) & 0x20)
+        port.write8(DATA, byte)
+
+
+def read_exactly(descriptor, count):
+    data = b""
+    while len(data) < count:
+        data += os.read(descriptor, count - len(data))
+    return data
+
+
+def test_scratch_divisor_and_reset_values(card):
+    port = card.bars[0]
+    assert (port.read8(IIR), port.read8(LSR), port.read8(IER)) == (0x01, 0x60, 0x00)
+    port.write8(SCR, 0xA5)
+    port.write8(LCR, DLAB | 3)
+    port.write8(DATA, 0x34)
+    port.write8(IER, 0x12)
+    assert (port.read8(DATA), port.read8(IER)) == (0x34, 0x12)
+    port.write8(LCR, 3)
+    assert (port.read8(IER), port.read8(SCR)) == (0x00, 0xA5)
+
+
+def test_a_16550a_shows_its_fifos(card):
+    port = card.bars[0]
+    port.write8(IIR, 1)
+    assert port.read8(IIR) & 0xC0 == 0xC0
+    port.write8(IIR, 0)
+    assert port.read8(IIR) & 0xC0 == 0
+
+
+def test_loopback_mode(card):
+    port = card.bars[0]
+    start(port)
+    port.write8(MCR, LOOP | RTS | OUT2)
+    assert port.read8(MSR) & 0xF0 == 0x90  # RTS -> CTS, OUT2 -> DCD
+    port.write8(DATA, 0x42)
+    assert port.read8(LSR) & 1
+    assert port.read8(DATA) == 0x42
+
+
+def test_bytes_pass_both_ways_on_both_ports_at_once(card):
+    paths = card.device.query("terminals")
+    hosts = [os.open(path, os.O_RDWR | os.O_NOCTTY) for path in paths]
+    try:
+        for number, host in enumerate(hosts):
+            port, out, back = card.bars[number], random.randbytes(300), random.randbytes(300)
+            start(port)
+            writer = threading.Thread(target=os.write, args=(host, back))
+            writer.start()
+            send(port, out)
+            assert read_exactly(host, len(out)) == out
+            assert drain(port, len(back)) == back
+            writer.join()
+    finally:
+        for host in hosts:
+            os.close(host)
+
+
+def test_nothing_is_delivered_before_request_to_send(card):
+    (path, _) = card.device.query("terminals")
+    host = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        port = card.bars[0]
+        start(port)
+        port.write8(MCR, 0)
+        os.write(host, b"x")
+        time.sleep(0.1)
+        assert not port.read8(LSR) & 1
+        port.write8(MCR, RTS)
+        assert drain(port, 1) == b"x"
+    finally:
+        os.close(host)
+
+
+def test_interrupts_follow_the_priorities(card):
+    port = card.bars[0]
+    (path, _) = card.device.query("terminals")
+    host = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        start(port)
+        with card.enable_interrupts("intx") as interrupts:
+            port.write8(IER, 0x03)
+            assert interrupts.wait(timeout=5) == 1
+            os.write(host, b"z")
+            until(lambda: port.read8(LSR) & 1)
+            assert port.read8(IIR) & 0x0F == 0x04, "received data comes before an empty transmitter"
+            assert port.read8(DATA) == ord("z")
+            assert port.read8(IIR) & 0x0F == 0x02
+            assert port.read8(IIR) & 0x0F == 0x01, "reading IIR cleared the transmitter's interrupt"
+            interrupts.acknowledge()
+            assert interrupts.wait(timeout=0.05) == 0
+    finally:
+        os.close(host)
+
+
+def test_a_unix_socket_peer_comes_and_goes(tmp_path):
+    from umdev_testkit.functions import attach
+
+    path = tmp_path / "port"
+    device = parent.create("mtty-1", attributes={"port0": f"unix:{path}"})
+    with device, attach(device, "loopback") as card:
+        port = card.bars[0]
+        start(port)
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(str(path))
+                until(lambda: port.read8(MSR) & 0x80)
+                peer.sendall(b"hello")
+                assert drain(port, 5) == b"hello"
+                port.write8(DATA, ord("!"))
+                assert peer.recv(1) == b"!"
+            until(lambda: not port.read8(MSR) & 0x80)
+    assert not path.exists()
+
+
+def test_ports_are_shared_out():
+    cards = [parent.create("mtty-2") for _ in range(11)]
+    try:
+        assert parent.available_instances("mtty-2") == 1
+        assert parent.available_instances("mtty-1") == 2
+        cards.append(parent.create("mtty-1"))
+        assert parent.available_instances("mtty-2") == 0
+        cards.append(parent.create("mtty-1"))
+        with pytest.raises(NoInstanceLeft):
+            parent.create("mtty-1")
+    finally:
+        for card in cards:
+            card.close()
+    assert parent.available_instances("mtty-1") == 24
+
+
+def test_a_port_goes_to_a_known_place():
+    with pytest.raises(InvalidArgument, match="pty"):
+        parent.create("mtty-1", attributes={"port0": "carrier-pigeon"})
+    assert parent.available_instances("mtty-1") == 24
+
+
+def test_single_port_card_has_one_bar():
+    with Mtty1() as card:
+        assert list(card.regions) == [0]

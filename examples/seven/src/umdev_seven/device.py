@@ -1,0 +1,187 @@
+"""A function whose registers make it use one service at a time, so that a driver can see the effect from its side.
+
+A driver writes `address`, `length` and `argument`, then an `Operation` to `command`, and polls `status` until `busy` is
+clear. `result` then holds what the operation gave, or `failed` is set.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+
+from umdev.device import (
+    PAGE_SIZE,
+    RO,
+    Block,
+    Device,
+    Flag,
+    Interrupts,
+    Iova,
+    MemoryBar,
+    PageWrite,
+    PciId,
+    ProtectMode,
+    Register,
+    Register64,
+    ResetKind,
+    ServiceUnavailable,
+    State,
+    UmdevError,
+    Window,
+    query,
+)
+
+log = logging.getLogger("umdev.seven")
+
+WINDOW_SIZE = 64 << 10
+VECTORS = 8
+NO_FAILURE = ""
+
+
+class Operation(enum.IntEnum):
+    """What `command` takes."""
+
+    REVERSE = 1
+    """Read `length` bytes at `address` and write them back in reverse order (map)."""
+    PIN = 2
+    """Pin the pages of the range; `result`: pages pinned by the device altogether."""
+    UNPIN = 3
+    PROTECT = 4
+    """Protect the page of `address` in the strongest mode there is; `result`: 1 TRAP, 2 TRACK."""
+    COLLECT = 5
+    """`result`: the address of a page stored to since PROTECT, plus 1; 0 for none."""
+    UNPROTECT = 6
+    TRANSLATE = 7
+    """`result`: the host address of the range."""
+    INTERRUPT = 8
+    """Signal vector `argument`."""
+
+
+class Status(Register):
+    """The state of the last command."""
+
+    busy = Flag(0, RO)
+    failed = Flag(1, RO)
+
+
+class SevenRegisters(Block["Seven"]):
+    """BAR 0."""
+
+    ident = Register(0x00, RO, reset=0x7_5E7E_1)
+    scratch = Register(0x04)
+    status = Status(0x08)
+    command = Register(0x0C)
+    address = Register64(0x10)
+    length = Register(0x18)
+    argument = Register(0x1C)
+    result = Register64(0x20, RO)
+
+    @scratch.on_write
+    def remember(self, value: int) -> None:
+        """The trap itself is the service: the model sees each store."""
+        self.device.trapped.append(value)
+        del self.device.trapped[:-16]
+
+    @command.on_write
+    def start(self, value: int) -> None:
+        """Deferred, since it may need guest memory that is reached by messages."""
+        self.status.failed = False
+        self.status.busy = True
+        self.device.after(0, self.run)
+
+    def run(self) -> None:
+        """Carry the command out and report."""
+        try:
+            self.result.value = self.device.perform(Operation(self.command.value))
+        except (UmdevError, ValueError) as error:
+            log.warning("%s: %s", self.device, error)
+            self.device.failure = str(error)
+            self.status.failed = True
+        self.status.busy = False
+
+
+class SevenWindow(Block["Seven"]):
+    """BAR 2."""
+
+    window = Window(0, WINDOW_SIZE)
+
+
+class Seven(Device):
+    """The demonstration device."""
+
+    pci = PciId(vendor=0x1234, device=0x5E7E, class_code=0x00FF00)
+    interrupts = Interrupts(msi=VECTORS, intx=True)
+    registers = MemoryBar(0, SevenRegisters, size=4096, sizes=(4, 8))
+    memory_window = MemoryBar(2, SevenWindow, size=WINDOW_SIZE, prefetchable=True)
+    trapped: State[list[int]] = State(list)
+    pinned: State[list[tuple[int, int]]] = State(list, save=False)
+    protected: State[dict[int, ProtectMode]] = State(dict, save=False)
+    hits: State[list[int]] = State(list)
+    failure = State(lambda: NO_FAILURE)
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self._give_back()
+
+    def on_close(self) -> None:
+        self.pinned.clear()
+        self.protected.clear()
+
+    def perform(self, operation: Operation) -> int:
+        """Do one operation on the range that the registers name; returns what `result` shows."""
+        at, length = Iova(self.registers.address.value), self.registers.length.value
+        page = Iova(at & -PAGE_SIZE)
+        match operation:
+            case Operation.REVERSE:
+                with self.memory.view(at, length, write=True) as view:
+                    view[:] = bytes(view)[::-1]
+            case Operation.PIN:
+                self.memory.pin(at, length)
+                self.pinned.append((at, length))
+                return len(self.pinned)
+            case Operation.UNPIN:
+                self.pinned.remove((at, length))
+                self.memory.unpin(at, length)
+            case Operation.PROTECT:
+                return self._protect(page)
+            case Operation.COLLECT:
+                if self.protected.get(page) is ProtectMode.TRACK:
+                    self.hits += self.memory.collect()
+                return self.hits.pop(0) + 1 if self.hits else 0
+            case Operation.UNPROTECT:
+                self.memory.unprotect([page], self.protected.pop(page))
+            case Operation.TRANSLATE:
+                return self.memory.translate(at, length)
+            case Operation.INTERRUPT:
+                self.interrupts.signal(self.registers.argument.value)
+        return 0
+
+    def _protect(self, page: Iova) -> int:
+        try:
+            self.memory.protect([page], ProtectMode.TRAP, self._stored)
+            self.protected[page] = ProtectMode.TRAP
+        except ServiceUnavailable:
+            self.memory.protect([page], ProtectMode.TRACK)
+            self.protected[page] = ProtectMode.TRACK
+        return 1 if self.protected[page] is ProtectMode.TRAP else 2
+
+    def _stored(self, write: PageWrite) -> None:
+        self.hits.append(write.address)
+
+    def _give_back(self) -> None:
+        for at, length in self.pinned:
+            self.memory.unpin(at, length)
+        for page, mode in self.protected.items():
+            self.memory.unprotect([Iova(page)], mode)
+        self.pinned.clear()
+        self.protected.clear()
+
+    @query
+    def proof(self) -> dict[str, object]:
+        """What the device's side saw: trapped stores, the window's first bytes, the last failure, mechanisms."""
+        attachment = self.attachment
+        return {
+            "trapped": list(self.trapped),
+            "window": bytes(self.memory_window.window.view[:64]),
+            "failure": self.failure,
+            "mechanisms": attachment.services.mechanisms if attachment else {},
+        }
