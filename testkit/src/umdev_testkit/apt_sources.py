@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Archive", "Source", "machine_archive", "parse_deb822", "parse_list"]
 
@@ -18,7 +21,9 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _CODENAMES = {"buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
 _ALIASES = {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
-_LIST_LINE = re.compile(r"^\s*(deb)\s+(?:\[(?P<options>[^\]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s*(?P<components>.*)$")
+_LIST_LINE = re.compile(
+    r"^\s*(deb)\s+(?:\[(?P<options>[^\]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s*(?P<components>.*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Archive:
 
 
 def parse_list(text: str) -> Iterator[Source]:
-    """Yield the binary sources of a one-line-style file; lines that do not parse are passed over, as they are not ours."""
+    """Yield the binary sources of a one-line-style file; lines that do not parse are passed over."""
     for line in text.splitlines():
         if found := _LIST_LINE.match(line.split("#", 1)[0]):
             pairs = (pair.split("=", 1) for pair in (found["options"] or "").split() if "=" in pair)

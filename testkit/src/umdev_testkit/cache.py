@@ -1,7 +1,7 @@
 """The cache folder: entries that are complete or absent, shared by any number of processes.
 
-An entry is a folder that was filled under another name and renamed, so a half-done one is never seen. Its manifest lists
-every file with its size; an entry that no longer agrees with its manifest is filled anew.
+An entry is a folder that was filled under another name and renamed, so a half-done one is never seen. Its manifest
+lists every file with its size; an entry that no longer agrees with its manifest is filled anew.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umdev_testkit.errors import CacheLocked, CacheUnusable, DiskFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["cache_folder", "entry", "intact", "locked"]
 

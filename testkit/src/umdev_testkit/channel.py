@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
 
 __all__ = ["Channel"]
 

@@ -1,4 +1,7 @@
-"""Archives in cpio's "newc" format, as the kernel's initramfs wants it (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+"""Archives in cpio's "newc" format, as the kernel wants its initramfs.
+
+The layout is in the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Debian packages, unpacked into the cache folder: no root, nothing installed, nothing of the machine's apt changed.
 
-apt runs with a configuration of its own (apt.conf(5)): own package lists, an empty status file, the machine's mirror and
-proxies. It checks the mirror's signature and every package's hash; dpkg-deb unpacks.
+apt runs with a configuration of its own (apt.conf(5)): own package lists, an empty status file, the machine's mirror
+and proxies. It checks the mirror's signature and every package's hash; dpkg-deb unpacks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from umdev_testkit import cache
 from umdev_testkit.apt_sources import Archive, machine_archive
 from umdev_testkit.errors import ArchiveNotTrusted, DiskFull, FetchError, NoApt, NoNetwork, PackageMissing
 from umdev_testkit.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["Bundle", "bundle"]
 
@@ -47,14 +50,18 @@ _EXPLANATIONS: tuple[tuple[type[FetchError], str, str], ...] = (
     ),
     (
         NoNetwork,
-        r"Could not (?:resolve|connect|handshake)|Temporary failure|[Uu]nable to connect|Connection (?:failed|timed out|refused)"
-        r"|Network is unreachable|Could not wait for server|Connection reset",
+        (
+            r"Could not (?:resolve|connect|handshake)|Temporary failure|[Uu]nable to connect|Network is unreachable"
+            r"|Connection (?:failed|timed out|refused|reset)|Could not wait for server"
+        ),
         _NO_NETWORK_ADVICE,
     ),
     (
         PackageMissing,
-        r"Unable to locate package|no installation candidate|No packages found|404  Not Found|have a Release file"
-        r"|File not found|Version .* was not found|is not available in the sources",
+        (
+            r"Unable to locate package|no installation candidate|No packages found|404  Not Found|have a Release file"
+            r"|File not found|Failed to stat|Version .* was not found|is not available in the sources"
+        ),
         "name a complete Debian mirror in $UMDEV_MIRROR",
     ),
     (NoNetwork, r"Failed to fetch", _NO_NETWORK_ADVICE),
@@ -113,8 +120,8 @@ def _fill(wanted: Bundle, archive: Archive, root: Path, prefix: Path) -> None:
     if missing or platform.machine() != "x86_64":
         reason = f"has no {', '.join(missing)}" if missing else f"is {platform.machine()}, not x86_64"
         raise NoApt(
-            f"cannot fetch {wanted.name}: this machine {reason}. On Debian or Ubuntu for x86-64 it works; elsewhere copy a "
-            f"cache folder from such a machine (`python -m umdev_testkit.fetch` fills one) and name it in $UMDEV_CACHE"
+            f"cannot fetch {wanted.name}: this machine {reason}. On Debian or Ubuntu for x86-64 it works; elsewhere "
+            f"copy a cache folder from such a machine (`python -m umdev_testkit.fetch` fills one) and set $UMDEV_CACHE"
         )
     apt = _Apt(root / "apt" / "+".join(wanted.suites), archive, wanted)
     downloads = prefix / ".downloads"
@@ -221,7 +228,9 @@ class _Apt:
         environment = os.environ | {"APT_CONFIG": str(self._home / "apt.conf"), "LC_ALL": "C"}
         output, messages = self._home / "output", self._home / "messages"
         with output.open("w") as out, messages.open("w") as err:
-            process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=cwd, env=environment)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=cwd, env=environment
+            )
             deadline = time.monotonic() + _APT_TIME
             try:
                 while True:
@@ -239,8 +248,9 @@ class _Apt:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-        if process.returncode:
-            raise _explained(f"cannot {purpose} from {self._archive.uri}", messages.read_text(errors="replace"))
+        said = messages.read_text(errors="replace")
+        if process.returncode or "Failed to fetch" in said:  # an older apt only warns about lists that it cannot get
+            raise _explained(f"cannot {purpose} from {self._archive.uri}", said)
         return output.read_text()
 
     def _configure(self) -> None:

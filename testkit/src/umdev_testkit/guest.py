@@ -12,21 +12,25 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from umdev.errors import StateError
+
 from umdev_testkit import initramfs, kernels, qemu
 from umdev_testkit.channel import Channel
 from umdev_testkit.errors import GuestDied, GuestFailed, GuestTimedOut, ScriptFailed
 from umdev_testkit.qmp import Monitor
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
 __all__ = ["Completed", "Guest", "GuestConfig", "GuestRun", "run_guest"]
 
+_OWN_MODULES = ("virtio_pci", "virtio_console")  # for the command port; built into newer kernels
 _TAIL = 40  # lines of the console in an error's text
 _GRACE = 20.0  # seconds that a guest gets to power off, and its own limit lies beyond ours
 _POLL = 0.02  # seconds between two looks at the console's file
@@ -38,8 +42,9 @@ class GuestConfig:
 
     Attributes:
         devices: sockets of vfio-user servers, which must listen already; the first becomes 0000:00:01.0, the next
-            0000:00:02.0, and so on (at most 24).
-        files: absolute paths in the guest to their content; a host path keeps its permission bits, bytes are executable.
+            0000:00:02.0, and so on (at most 29).
+        files: absolute paths in the guest to their content; a host path keeps its permission bits, bytes are made
+            executable.
         modules: kernel modules to load before anything runs, with parameters after a space; dependencies come by
             themselves.
         kernel: "cloud" (6.12, boots fastest), "full" (6.12 with every driver) or "bookworm" (6.1 with every driver).
@@ -105,10 +110,11 @@ class GuestRun:
 
 
 class Guest:
-    """A guest that runs commands as they are asked for. A context manager; on exit the guest is killed if it still runs.
+    """A guest that runs commands as they are asked for.
 
-    Not for use by several threads at once. `folder` keeps `console.log` (ttyS0), `qemu.log` (QEMU's own messages) and
-    `command.json`. When a method raises `GuestTimedOut`, the guest has been killed.
+    A context manager: on exit the guest is killed if it still runs. Not for use by several threads at once. `folder`
+    keeps `console.log` (ttyS0), `qemu.log` (QEMU's own messages) and `command.json`. When a method raises
+    `GuestTimedOut`, the guest has been killed.
     """
 
     def __init__(self, config: GuestConfig, folder: Path) -> None:
@@ -136,7 +142,7 @@ class Guest:
             raise StateError("the guest was started already: make a new one")
         program = qemu.find()
         kernel = kernels.kernel(self.config.kernel)
-        modules = kernel.modules(self.config.modules)
+        modules = kernel.modules((*_OWN_MODULES, *self.config.modules))
         self.folder.mkdir(parents=True, exist_ok=True)
         initrd = self.folder / "initramfs.cpio"
         initrd.write_bytes(initramfs.build(modules, self.config.files, self.config.timeout + _GRACE))
@@ -179,7 +185,7 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """All that came out of ttyS0 so far, over all boots. Kernel messages below warnings need `append="loglevel=7"`."""
+        """All that came out of ttyS0 so far, over all boots; with `append="loglevel=7"` every kernel message."""
         return _text(self.folder / "console.log")
 
     @property
@@ -241,7 +247,7 @@ class Guest:
         if "\n" in path or path != path.strip() or "\\" in path:
             raise ValueError(f"{path!r} cannot be named over the command port")
         name = shlex.quote(path)
-        self.run(f"mkdir -p $(dirname {name}) && : > {name} && chmod {mode:o} {name}")
+        self.run(f'mkdir -p "$(dirname {name})" && : > {name} && chmod {mode:o} {name}')
         with self._waiting(f"writing {path}"):
             status = self._open_channel().append(path, content, self._left(None))
         if status:
@@ -310,7 +316,7 @@ class Guest:
             "-chardev", f"file,id=console,path={_escaped(self.folder / 'console.log')}", "-serial", "chardev:console",
             "-device", "virtio-serial-pci,addr=1e",
             "-chardev", f"socket,id=agent,fd={agent}", "-device", "virtserialport,chardev=agent,name=umdev.agent",
-            "-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control",
+            "-chardev", f"socket,id=monitor,fd={monitor}", "-qmp", "chardev:monitor",
         ]  # fmt: skip
         (self.folder / "command.json").write_text(json.dumps(command, indent=1))
         self._channel = Channel(ours[0])
@@ -350,7 +356,7 @@ class Guest:
             yield
         except TimeoutError as error:
             partial = self._open_channel().partial_output().decode(errors="replace")
-            self._running().kill()
+            self.kill()
             raise GuestTimedOut(
                 f"{what} took too long; the guest was killed\n--- output so far\n{partial}\n{self.tail()}"
             ) from error

@@ -1,26 +1,31 @@
 """The guest's whole user space: busybox, an init that serves commands, the kernel modules and files of one test.
 
-The init answers on a virtio-serial port named `umdev.agent`, so that the serial ports are left to the console and to the
-device under test. Its side of the protocol (the host's is in `channel`):
+The init answers on a virtio-serial port named `umdev.agent`, so that the serial ports are left to the console and to
+the device under test. Its side of the protocol (the host's is in `channel`):
 
-    guest: "umdev-guest VERDICT\\n"                once per boot; VERDICT is "ready", or which module could not be loaded
-    host:  "run NONCE LENGTH\\n" SCRIPT            guest: what the script printed, then "\\nNONCE STATUS\\n"
-    host:  "put NONCE LENGTH PATH\\n" BYTES        guest: "\\nNONCE STATUS\\n"; the bytes are appended to the file
-    host:  "reboot\\n", "poweroff\\n"              no answer
+    guest: "umdev-guest VERDICT\\n"            once per boot; "ready", or which module could not be loaded
+    host:  "run NONCE LENGTH\\n" SCRIPT        guest: what the script printed, then "\\nNONCE STATUS\\n"
+    host:  "put NONCE LENGTH PATH\\n" BYTES    guest: "\\nNONCE STATUS\\n"; the bytes are appended to the file
+    host:  "reboot\\n", "poweroff\\n"          no answer
 
-When the host closes the port or the time limit passes, the guest powers off: no guest outlives the process that started it.
+When the host closes the port or the time limit passes, the guest powers off: no guest outlives the process that
+started it for long.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umdev_testkit.cpio import CpioArchive
 from umdev_testkit.debian import Bundle, bundle
-from umdev_testkit.kernels import Module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from umdev_testkit.kernels import Module
 
 __all__ = ["build", "busybox"]
 
@@ -33,6 +38,10 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp

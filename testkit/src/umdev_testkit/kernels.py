@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import lzma
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umdev_testkit.debian import Bundle, bundle
 from umdev_testkit.errors import ModuleMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["KERNELS", "Kernel", "Module", "kernel"]
 

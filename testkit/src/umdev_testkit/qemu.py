@@ -1,8 +1,8 @@
 """A QEMU that has vfio-user (10.1 or newer): the user's, the system's, or Debian's from trixie-backports in the cache.
 
-Debian's QEMU is built for fixed paths. The private copy is started through its own dynamic loader with its own libraries,
-is told where its firmware lies, and has the built-in module folder renamed, so that it never loads modules of a QEMU
-that is installed on the machine.
+Debian's QEMU is built for fixed paths. The private copy is started through its own dynamic loader with its own
+libraries, is told where its firmware lies, and has the built-in module folder renamed, so that it never loads modules
+of a QEMU that is installed on the machine.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umdev_testkit.debian import Bundle, bundle
 from umdev_testkit.errors import QemuNotFound, QemuTooOld, QemuUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["MINIMUM", "Qemu", "find", "private"]
 
@@ -28,8 +31,8 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _MODULES = b"/usr/lib/x86_64-linux-gnu/qemu"
 _PROBE_TIME = 30.0  # seconds
 _ADVICE = (
-    "vfio-user came with QEMU 10.1: unset $UMDEV_QEMU and the test kit fetches one by itself, or install qemu-system-x86 "
-    "from Debian's trixie-backports"
+    "vfio-user came with QEMU 10.1: unset $UMDEV_QEMU and the test kit fetches one by itself, or install "
+    "qemu-system-x86 from Debian's trixie-backports"
 )
 
 
@@ -43,7 +46,7 @@ class Qemu:
 
 
 def find() -> Qemu:
-    """Return the QEMU that `$UMDEV_QEMU` names, else the system's if it will do, else the private one (fetched if need be).
+    """Return the QEMU that `$UMDEV_QEMU` names, else the system's if it will do, else the private one.
 
     Raises:
         QemuNotFound: `$UMDEV_QEMU` names nothing that runs as QEMU.

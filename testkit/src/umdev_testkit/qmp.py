@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPClient, QMPError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
 
 __all__ = ["Monitor"]
 
@@ -38,7 +41,7 @@ class Monitor:
 
     def human(self, line: str) -> str:
         """Run a command of the human monitor, such as "info mtree", and return its text."""
-        return str(self.execute("human-monitor-command", {"command-line": line}))
+        return str(self.execute("human-monitor-command", {"command-line": line})).replace("\r\n", "\n")
 
     def close(self) -> None:
         """Disconnect; whether QEMU still lives does not matter."""

@@ -1,0 +1,53 @@
+"""Fetch all that guests need, before it is needed: `python -m umdev_testkit.fetch [KERNEL...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from umdev_testkit import initramfs, kernels, qemu
+from umdev_testkit.cache import cache_folder
+from umdev_testkit.errors import GuestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["fetch", "main"]
+
+
+def fetch(names: Sequence[str] = ("cloud",)) -> None:
+    """Fetch QEMU, busybox and the named kernels, unless the cache has them; progress goes to stderr.
+
+    Raises:
+        ValueError: there is no kernel of that name.
+        FetchError: something cannot be fetched; what was complete before stays in the cache.
+        QemuUnusable: `$UMDEV_QEMU` will not do.
+    """
+    qemu.find()
+    initramfs.busybox()
+    for name in names:
+        kernels.kernel(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m umdev_testkit.fetch", description=__doc__)
+    parser.add_argument(
+        "kernels", nargs="*", metavar="KERNEL", default=["cloud", "full"],
+        help=f"{', '.join(kernels.KERNELS)} (default: cloud full)",
+    )  # fmt: skip
+    wanted = parser.parse_args(arguments).kernels
+    if unknown := [name for name in wanted if name not in kernels.KERNELS]:
+        parser.error(f"no kernel {unknown[0]!r}: there are {', '.join(kernels.KERNELS)}")
+    try:
+        fetch(wanted)
+    except GuestError as error:
+        sys.stderr.write(f"umdev: {error}\n")
+        return 1
+    sys.stdout.write(f"{cache_folder()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
