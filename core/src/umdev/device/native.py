@@ -1,0 +1,50 @@
+"""`Native`: a register handler written in C, by name."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from .._native import ffi
+from ..errors import DeclarationError
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A C function of type `umdev_handler` (umdev.h) in a cffi API-mode module, for a register's reads and writes.
+
+    The module is imported when the first device of the class is made. lockless: the function is called without the
+    device lock; it must not answer UMDEV_PENDING.
+    """
+
+    module: str
+    symbol: str
+    lockless: bool = False
+
+    def resolve(self) -> Any:
+        """The function pointer.
+
+        Raises: DeclarationError when the module can't be imported, is not cffi's, or has no such function.
+        """
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError as error:
+            raise DeclarationError(f"{self}: {self.module} can't be imported: {error}") from error
+        try:
+            found = module.ffi.addressof(module.lib, self.symbol)
+            kind = module.ffi.typeof(found)
+        except AttributeError as error:
+            raise DeclarationError(f"{self}: {error}") from error
+        if kind.kind == "pointer" and kind.item.kind == "function":
+            kind = kind.item
+        if (
+            kind.kind != "function"
+            or kind.result.cname != "int"
+            or len(kind.args) != len(("device", "access", "value"))
+        ):
+            raise DeclarationError(f"{self} is {kind.cname}, not int (void *, const umdev_access *, uint64_t *)")
+        return ffi.cast("umdev_handler", int(module.ffi.cast("uintptr_t", found)))
+
+    def __str__(self) -> str:
+        return f"Native({self.module!r}, {self.symbol!r})"

@@ -1,0 +1,220 @@
+/* Dispatch: from the driver's access to registers, windows and overlays. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "device_internal.h"
+
+bool umdev_call_lock(struct umdev_call *call)
+{
+    if (call->locked)
+        return true;
+    if (umdev_device_lock(call->device) != 0) {
+        call->result = -EDEADLK;
+        return false;
+    }
+    if (atomic_load(&call->device->gone)) { /* since the gate was passed: no handler runs any more */
+        umdev_device_unlock(call->device);
+        call->result = UMDEV_GONE;
+        return false;
+    }
+    call->locked = true;
+    return true;
+}
+
+static bool call_over(const struct umdev_call *call)
+{
+    return call->result < 0 || call->result == UMDEV_GONE;
+}
+
+void umdev_call_result(struct umdev_call *call, int result)
+{
+    if (result == UMDEV_FAULT)
+        umdev_count(&call->device->counters.faulted);
+    if (call->result == UMDEV_OK)
+        call->result = result;
+}
+
+/* The common case, free of the lock: all of one plain register. False: nothing was done. */
+static inline bool access_plain(struct umdev_region *region, uint64_t offset, void *bytes, uint32_t length, bool write)
+{
+    const umdev_layout *layout = region->layout;
+    if (length > 8 || !(layout->sizes & length) || (length & (length - 1)))
+        return false;
+    uint32_t element, first;
+    const struct umdev_slot *slot = umdev_layout_slot(layout, offset, &element, &first);
+    if (!slot || slot->decl.width != length || first != 0 || !(write ? slot->free_store : slot->free_load))
+        return false;
+    uint8_t *cell = region->state + slot->decl.cell + (size_t)element * length;
+    uint64_t value = 0;
+    if (write) {
+        memcpy(&value, bytes, length);
+        umdev_cell_store(cell, length, value);
+    } else {
+        value = umdev_cell_load(cell, length) & ~slot->decl.hide;
+        memcpy(bytes, &value, length);
+    }
+    return true;
+}
+
+/* Bytes of registers or of nothing, with no area among them. */
+static void access_registers(struct umdev_call *call, uint64_t offset, uint8_t *bytes, uint32_t length,
+                             uint32_t position)
+{
+    bool write = call->flags & UMDEV_WRITE;
+    const umdev_layout *layout = call->region->layout;
+    uint32_t element = 0, first = 0;
+    while (length && !call_over(call)) {
+        const struct umdev_slot *slot = layout ? umdev_layout_slot(layout, offset, &element, &first) : NULL;
+        uint32_t count = 0;
+        if (slot) {
+            count = slot->decl.width - first < length ? slot->decl.width - first : length;
+            bool plain = write ? slot->free_store && count == slot->decl.width : slot->free_load;
+            if (!plain && !slot->lockless && !umdev_call_lock(call))
+                return;
+            if (write)
+                umdev_register_write(call, slot, element, first, count, bytes, position);
+            else
+                umdev_register_read(call, slot, element, first, count, bytes, position);
+        } else {
+            do
+                count++;
+            while (count < length && !(layout && umdev_layout_slot(layout, offset + count, &element, &first)));
+            if (!umdev_call_lock(call))
+                return;
+            umdev_unmodelled_note(call->device, call->index, offset, bytes, count, write);
+            if (!write)
+                memset(bytes, 0, count);
+        }
+        bytes += count;
+        offset += count;
+        position += count;
+        length -= count;
+    }
+}
+
+/* Areas and registers in ascending order. */
+static void access_parts(struct umdev_call *call, uint64_t offset, uint8_t *bytes, uint32_t length)
+{
+    const umdev_layout *layout = call->region->layout;
+    bool legal = !layout || (length <= 8 && (layout->sizes & length) && !(length & (length - 1)));
+    uint32_t position = 0;
+    while (position < length && !call_over(call)) {
+        uint64_t gap;
+        const struct umdev_area *area = umdev_area_at(call->region, offset + position, &gap);
+        uint64_t room = area ? area->length - (offset + position - area->offset) : gap;
+        uint32_t count = room < length - position ? (uint32_t)room : length - position;
+        if (area) {
+            umdev_area_access(call, area, offset + position, bytes + position, count);
+        } else if (legal) {
+            access_registers(call, offset + position, bytes + position, count, position);
+        } else {
+            umdev_count(&call->device->counters.illegal);
+            umdev_call_result(call, UMDEV_ABORT);
+            return;
+        }
+        position += count;
+    }
+}
+
+/* What forbids the access before it reaches the model; UMDEV_OK: nothing. */
+static int access_refused(const struct umdev_call *call, uint64_t offset, uint32_t length)
+{
+    umdev_device *device = call->device;
+    if (atomic_load(&device->gone))
+        return UMDEV_GONE;
+    if (call->index >= UMDEV_REGION_COUNT || offset >= call->region->size || length > call->region->size - offset ||
+        !atomic_load(&call->region->enabled)) {
+        umdev_count(&device->counters.aborted);
+        return UMDEV_ABORT;
+    }
+    return UMDEV_OK;
+}
+
+/* Waits for what is pending, or hands it over to the completion. The lock is held. */
+static int access_pending(struct umdev_call *call, struct umdev_transaction *transaction)
+{
+    umdev_device *device = call->device;
+    if (!transaction->completion) {
+        if (atomic_load(&device->gone)) /* who set it may have ended all pending accesses already */
+            umdev_pending_end_all(device, UMDEV_GONE);
+        while (transaction->waiting)
+            umdev_device_wait(device);
+        return transaction->result;
+    }
+    struct umdev_transaction *kept = malloc(sizeof *kept);
+    if (kept)
+        *kept = *transaction;
+    for (uint32_t i = 0; i < UMDEV_PENDING_LIMIT; i++) {
+        if (device->pending[i].transaction != transaction)
+            continue;
+        device->pending[i].transaction = kept;
+        if (!kept)
+            device->pending_count--;
+    }
+    return kept ? UMDEV_PENDING : UMDEV_FAULT;
+}
+
+static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, void *bytes, uint32_t length,
+                       uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
+{
+    bool write = flags & UMDEV_WRITE;
+    struct umdev_transaction transaction = {
+        .bytes = bytes, .length = length, .write = write, .completion = completion, .context = context};
+    struct umdev_call call = {.device = device,
+                              .region = &device->regions[index < UMDEV_REGION_COUNT ? index : 0],
+                              .index = index,
+                              .flags = flags,
+                              .initiator = initiator,
+                              .space = space,
+                              .transaction = &transaction};
+    umdev_intercept intercept = atomic_load(&device->intercept);
+    int result = intercept ? intercept(atomic_load(&device->intercept_context), index, offset, bytes, length, flags)
+                           : -1;
+    if (result >= 0) {
+        if (result >= UMDEV_ABORT && !write)
+            memset(bytes, 0xFF, length);
+        return result;
+    }
+    result = access_refused(&call, offset, length);
+    if (result == UMDEV_OK && length) {
+        struct umdev_frame frame = {
+            .device = device,
+            .context = (flags & UMDEV_POSTED) && write ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING,
+            .outer = umdev_frames};
+        umdev_frames = &frame;
+        access_parts(&call, offset, bytes, length);
+        umdev_frames = frame.outer;
+        result = call.result;
+        if (result == UMDEV_OK && !call.touched) {
+            umdev_count(&device->counters.unhandled);
+            result = UMDEV_UNHANDLED;
+        }
+        if (transaction.waiting) {
+            transaction.result = result;
+            result = access_pending(&call, &transaction);
+        }
+        if (call.locked)
+            umdev_device_unlock(device);
+    }
+    if (!write && result != UMDEV_OK && result != UMDEV_UNHANDLED && result != UMDEV_PENDING)
+        memset(bytes, 0xFF, length);
+    return result;
+}
+
+int umdev_device_start(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
+                       uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
+{
+    bool write = flags & UMDEV_WRITE;
+    umdev_count(write ? &device->counters.writes : &device->counters.reads);
+    if (UMDEV_LIKELY(region < UMDEV_REGION_COUNT) &&
+        atomic_load_explicit(&device->regions[region].open, memory_order_acquire) &&
+        access_plain(&device->regions[region], offset, bytes, length, write))
+        return UMDEV_OK;
+    return access_slow(device, region, offset, bytes, length, flags, initiator, space, completion, context);
+}
+
+int umdev_device_access(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
+                        uint32_t flags, uint32_t initiator, uint32_t space)
+{
+    return umdev_device_start(device, region, offset, bytes, length, flags, initiator, space, NULL, NULL);
+}
