@@ -1,0 +1,21 @@
+"""Sphinx configuration: Furo, MyST, four folders as Diataxis has them."""
+
+import importlib.metadata
+
+project = "umdev"
+copyright = "the umdev authors"  # noqa: A001 Sphinx's name for it
+version = release = importlib.metadata.version("umdev")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"umdev {release}"
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r"\$ |> "
+copybutton_prompt_is_regexp = True
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
