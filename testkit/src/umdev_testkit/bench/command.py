@@ -1,4 +1,4 @@
-"""The command `umdev bench`. Imported by umdev-cli only, which brings click and rich."""
+"""The command `umdev bench`. Imported by umdev-cli only, which brings click, rich and its own output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from .measure import Result
 
-STYLES = {"ok": "green", "missed": "yellow", "failed": "red"}
 PATIENT_ROUNDS = 3
 
 
@@ -69,16 +68,18 @@ def _progress(steps: int) -> Iterator[Callable[[], None]]:
 
 
 def _table(results: Sequence[Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from umdev_cli.output import table
 
-    table = Table(box=None)
-    table.add_column("row")
-    for heading in ("median", "p99", "bare C", "ratio", "target"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for result in results:
-        times = (f"{time:,.1f} {result.unit}" for time in (result.median, result.p99, result.floor))
-        verdict = f"[{STYLES[result.verdict]}]{result.verdict}"
-        table.add_row(result.name, *times, f"{result.ratio:.2f}", f"{result.target:.2f}", verdict)
-    Console().print(table)
+    table(
+        ["row", "median", "p99", "bare C", "ratio", "target", "verdict"],
+        [
+            [
+                result.name,
+                *(f"{time:,.1f} {result.unit}" for time in (result.median, result.p99, result.floor)),
+                f"{result.ratio:.2f}",
+                f"{result.target:.2f}",
+                result.verdict,
+            ]
+            for result in results
+        ],
+    )
