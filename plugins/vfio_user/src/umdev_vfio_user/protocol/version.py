@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from umdev.errors import ProtocolError
 
@@ -23,7 +24,8 @@ MAX_DEPTH = 16
 class Capabilities:
     """The sender's limits. Each field's default is what the specification says for a sender that is silent.
 
-    `page_sizes` has one bit per supported size of a page in DMA maps.
+    `page_sizes` has one bit per supported size of a page in DMA maps. `vector_state` is umdev's own: a client that says
+    "core" leaves MSI-X table, masks and pending bits to the server; QEMU, which says nothing, keeps them to itself.
     """
 
     max_msg_fds: int = 1
@@ -31,6 +33,7 @@ class Capabilities:
     max_dma_maps: int = MAX_DMA_MAPS
     page_sizes: int = 4096
     write_multiple: bool = False
+    vector_state: Literal["client", "core"] = "client"
 
 
 OURS = Capabilities(max_msg_fds=MAX_FDS, write_multiple=True)
@@ -95,7 +98,8 @@ def _capabilities(found: object) -> Capabilities:
     multiple = found.get("write_multiple", False)
     if not isinstance(multiple, bool):
         raise ProtocolError(f"capability write_multiple is {multiple!r}")
-    return Capabilities(**values, write_multiple=multiple)
+    state: Literal["client", "core"] = "core" if found.get("vector_state") == "core" else "client"
+    return Capabilities(**values, write_multiple=multiple, vector_state=state)
 
 
 def encode_version(major: int, minor: int, capabilities: Capabilities, room: int | None = None) -> bytes:
@@ -104,7 +108,7 @@ def encode_version(major: int, minor: int, capabilities: Capabilities, room: int
     With `room`, the payload is at most that many bytes long: the capabilities that fit, the most useful first. QEMU
     refuses a reply that is longer than its request.
     """
-    wanted: dict[str, int | bool] = {
+    wanted: dict[str, int | bool | str] = {
         "write_multiple": capabilities.write_multiple,
         "max_msg_fds": capabilities.max_msg_fds,
         "max_data_xfer_size": capabilities.max_data_xfer_size,
@@ -113,6 +117,8 @@ def encode_version(major: int, minor: int, capabilities: Capabilities, room: int
     }
     if not capabilities.write_multiple:
         del wanted["write_multiple"]
+    if capabilities.vector_state != "client":
+        wanted["vector_state"] = capabilities.vector_state
     while True:
         head = VERSION.pack(major, minor)
         data = json.dumps({"capabilities": wanted}, separators=(",", ":")).encode() + b"\0"

@@ -1,0 +1,294 @@
+"""The client's end of a connection: requests and their replies, DMA of the server served in between."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from umdev.errors import (
+    Conflict,
+    Disconnected,
+    InvalidArgument,
+    NotSupported,
+    ProtocolError,
+    SocketPathError,
+    TransportError,
+    UmdevError,
+)
+
+from .protocol import Connection, DmaRead, DmaWrite, Event, Reply, Role
+from .protocol import structs as layout
+from .protocol.constants import MAX_FDS, Command
+from .protocol.version import MAJOR, MINOR, OURS, Capabilities, decode_version, encode_version
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+TIMEOUT = 5.0
+"""Seconds to wait for a reply: QEMU's own default."""
+
+_CHUNK = 1 << 18
+_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_REFUSED: dict[int, type[UmdevError]] = {
+    errno.EINVAL: InvalidArgument,
+    errno.EEXIST: Conflict,
+    errno.EOPNOTSUPP: NotSupported,
+    errno.ENOTTY: NotSupported,
+}
+
+
+class Memory(Protocol):
+    """What the server's DMA_READ and DMA_WRITE reach. Any thread; raises UmdevError, whose errno is answered."""
+
+    def read(self, address: int, count: int) -> bytes:
+        """Bytes as the device reads them."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Bytes as the device writes them."""
+
+
+class Client:
+    """Any thread may make requests; replies are matched by identifier, so requests of many threads overlap.
+
+    Whoever waits for a reply receives for everybody. The server's own requests are answered by whoever receives, so
+    a client whose memory is reached by message also needs `serve_memory`, which receives while nobody waits.
+    After Disconnected, ProtocolError or a reply that did not come in time the client is of no use; close it.
+    """
+
+    def __init__(self, end: socket.socket, *, memory: Memory | None = None, timeout: float = TIMEOUT,
+                 capabilities: Capabilities = OURS) -> None:
+        """Take over a connected stream socket and negotiate. `timeout` is in seconds, for every reply.
+
+        Raises: ProtocolError, Disconnected, TransportError.
+        """
+        self._socket = end
+        self._socket.setblocking(True)
+        self._connection = Connection(Role.CLIENT)
+        self._memory = memory
+        self._timeout = timeout
+        self._changed = threading.Condition()  # guards what follows and the connection
+        self._replies: dict[int, Reply] = {}
+        self._abandoned: BaseException | None = None
+        self._receiving = False
+        self._sending = threading.Lock()
+        self._closed = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._service: threading.Thread | None = None
+        try:
+            self.server = self._negotiate(capabilities)
+            """What the server can do."""
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(cls, path: str, *, memory: Memory | None = None, timeout: float = TIMEOUT,
+                capabilities: Capabilities = OURS) -> Client:
+        """A client of the server that listens at `path`. Raises: SocketPathError, and as the constructor."""
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            end.connect(path)
+        except OSError as error:
+            end.close()
+            refused = SocketPathError(f"{path}: {error.strerror or error}")
+            refused.errno = error.errno
+            raise refused from error
+        return cls(end, memory=memory, timeout=timeout, capabilities=capabilities)
+
+    def _negotiate(self, capabilities: Capabilities) -> Capabilities:
+        reply, _ = self.request(Command.VERSION, encode_version(MAJOR, MINOR, capabilities))
+        major, minor, server = decode_version(reply)
+        if major != MAJOR or minor > MINOR:
+            raise ProtocolError(f"the server speaks vfio-user {major}.{minor}, this end {MAJOR}.{MINOR}")
+        return server
+
+    def request(self, command: Command, payload: bytes = b"", descriptors: Sequence[int] = ()) -> tuple[bytes, tuple[int, ...]]:
+        """Payload and descriptors of the reply; the descriptors are the caller's.
+
+        Raises: InvalidArgument, Conflict, NotSupported or TransportError with the server's errno; Disconnected;
+        TransportError with ETIMEDOUT.
+        """
+        with self._changed:
+            self._check()
+            number, data = self._connection.request(command, payload)
+        self._send(data, descriptors)
+        reply = self._wait(number, command)
+        if reply.error:
+            for descriptor in reply.descriptors:
+                os.close(descriptor)
+            refused = _REFUSED.get(reply.error, TransportError)(f"{command.name}: {os.strerror(reply.error)}")
+            refused.errno = reply.error
+            raise refused
+        return reply.payload, reply.descriptors
+
+    def post(self, command: Command, payload: bytes = b"") -> None:
+        """A request that the server never answers. Raises: Disconnected."""
+        with self._changed:
+            self._check()
+            _, data = self._connection.request(command, payload, reply=False)
+        self._send(data)
+
+    def serve_memory(self) -> None:
+        """Answer the server's DMA at any time from now on, in a thread that ends with `close`."""
+        self._service = threading.Thread(target=self._serve, name="vfio-user client", daemon=True)
+        self._service.start()
+
+    def close(self) -> None:
+        """End the connection; requests under way raise Disconnected. May be called twice."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._abandon(Disconnected("this client is closed"))
+        os.eventfd_write(self._wake, 1)
+        self._shutdown()
+        if self._service is not None and self._service is not threading.current_thread():
+            self._service.join()
+        with self._changed:
+            while self._receiving:
+                self._changed.wait()
+            self._connection.close()
+            for reply in self._replies.values():
+                for descriptor in reply.descriptors:
+                    os.close(descriptor)
+            self._replies.clear()
+        self._socket.close()
+        os.close(self._wake)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Inside. `_changed` is held where a docstring says so.
+
+    def _check(self) -> None:
+        if self._abandoned is not None:
+            raise Disconnected(f"no connection: {self._abandoned}")
+
+    def _abandon(self, reason: BaseException) -> None:
+        """`_changed` is held."""
+        if self._abandoned is None:
+            self._abandoned = reason
+        self._changed.notify_all()
+
+    def _shutdown(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the peer was faster
+
+    def _send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        try:
+            with self._sending:
+                sent = socket.send_fds(self._socket, [data], list(descriptors), socket.MSG_NOSIGNAL)
+                if sent < len(data):
+                    self._socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+        except OSError as error:
+            with self._changed:
+                self._abandon(error)
+            raise Disconnected(f"the server is gone: {error.strerror or error}") from error
+
+    def _wait(self, number: int, command: Command) -> Reply:
+        deadline = time.monotonic() + self._timeout
+        with self._changed:
+            while number not in self._replies:
+                self._check()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    late = TransportError(f"{command.name}: no reply within {self._timeout} s")
+                    late.errno = errno.ETIMEDOUT
+                    self._abandon(late)
+                    raise late
+                self._receive(left)
+            return self._replies.pop(number)
+
+    def _serve(self) -> None:
+        with self._changed:
+            while self._abandoned is None:
+                self._receive(None)
+
+    def _receive(self, timeout: float | None) -> None:
+        """Receive once, or wait until who does has done so. `_changed` is held."""
+        if self._receiving:
+            self._changed.wait(timeout)
+            return
+        self._receiving = True
+        events: list[Event | Reply] = []
+        try:
+            self._changed.release()
+            try:
+                received = self._receive_bytes(timeout)
+            finally:
+                self._changed.acquire()
+            if received is not None:
+                events = self._connection.receive(*received)
+        except (OSError, ProtocolError) as error:
+            self._abandon(error)
+        finally:
+            self._receiving = False
+            self._changed.notify_all()
+        for event in events:
+            if isinstance(event, Reply):
+                self._replies[event.id] = event
+        requests = [event for event in events if isinstance(event, Event)]
+        if requests:
+            self._changed.release()
+            try:
+                for event in requests:
+                    self._answer(event)
+            finally:
+                self._changed.acquire()
+
+    def _receive_bytes(self, timeout: float | None) -> tuple[bytes, list[int]] | None:
+        ready = select.poll()
+        ready.register(self._socket, select.POLLIN)
+        ready.register(self._wake, select.POLLIN)
+        if not ready.poll(None if timeout is None else max(1, round(timeout * 1000))):
+            return None
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _CHUNK, _ANCILLARY, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        if not data or flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise Disconnected("the server is gone" if not data else "the server sent too many descriptors")
+        return data, list(descriptors)
+
+    def _answer(self, event: Event) -> None:
+        message, request = event.message, event.request
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        payload, code = b"", event.refused
+        try:
+            if self._memory is None or request is None:
+                code = code or errno.EFAULT
+            elif isinstance(request, DmaRead):
+                data = self._memory.read(request.address, request.count)
+                payload = layout.DMA_ACCESS.pack(request.address, request.count) + data
+            elif isinstance(request, DmaWrite):
+                self._memory.write(request.address, request.data)
+                payload = layout.DMA_ACCESS.pack(request.address, len(request.data))
+        except UmdevError as error:
+            code = error.errno or errno.EIO
+        answer = Connection.reply(message, payload, code)
+        if answer:
+            try:
+                self._send(answer)
+            except Disconnected:
+                return  # whoever waits learns it from the connection's state

@@ -1,0 +1,164 @@
+"""One client: its control messages answered on behalf of an attachment."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from umdev.bus import Protection, ResetKind, VectorState
+from umdev.errors import ProtocolError, UmdevError
+
+from . import irqs
+from .describe import describe, refusal
+from .info import device_info, irq_info, region_info, region_io_fds
+from .protocol import (
+    Capabilities,
+    Connection,
+    DeviceFeature,
+    DeviceReset,
+    DmaMap,
+    DmaMapFlag,
+    DmaUnmap,
+    GetDeviceInfo,
+    GetIrqInfo,
+    GetRegionInfo,
+    GetRegionIoFds,
+    Message,
+    Refused,
+    Request,
+    SetIrqs,
+    Version,
+    decode_request,
+    negotiate,
+)
+from .protocol.constants import Command
+from .protocol.requests import FROM_CLIENT
+
+if TYPE_CHECKING:
+    from umdev.bus import Attachment
+
+    from .link import Link
+
+log = logging.getLogger("umdev.vfio_user")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply's payload and the descriptors that go with it; these stay the device's."""
+
+    payload: bytes = b""
+    descriptors: tuple[int, ...] = ()
+
+
+class Session:
+    """Made when a client has connected, dropped when it is gone. Called by the loop thread only."""
+
+    def __init__(self, attachment: Attachment, link: Link, *, vector_state: Literal["client", "core"] | None) -> None:
+        """`vector_state` None: as the client says, else "client" or "core" for every client."""
+        self.attachment = attachment
+        self.link = link
+        self.client: Capabilities | None = None
+        """What the client can do, once it has said so."""
+        self._vector_state = vector_state
+        self._message_maps: set[int] = set()  # addresses of maps that came without a descriptor
+        self._answers: dict[type[Any], Callable[[Any], Answer]] = {
+            DmaMap: self._dma_map,
+            DmaUnmap: self._dma_unmap,
+            GetDeviceInfo: lambda _: Answer(device_info()),
+            GetRegionInfo: self._region_info,
+            GetRegionIoFds: lambda request: Answer(region_io_fds(request.index)),
+            GetIrqInfo: lambda request: Answer(irq_info(request.index, attachment.irq_counts)),
+            SetIrqs: self._set_irqs,
+            DeviceReset: self._reset,
+            DeviceFeature: self._feature,
+        }
+
+    def answer(self, message: Message) -> None:
+        """Do what the message asks for and answer it. Closes its descriptors.
+
+        Raises: ProtocolError when the connection must end; Disconnected, TransportError.
+        """
+        request: Request | None = None
+        try:
+            try:
+                request, reply = self._serve(message)
+            except UmdevError as error:
+                # What the client asked for is its own business; what breaks the protocol ends the connection.
+                code = error.errno or errno.EIO
+                self.link.log(describe(message, request, refusal(code)))
+                self.link.send(Connection.reply(message, error=code))
+                if isinstance(error, ProtocolError) and not isinstance(error, Refused):
+                    raise
+                log.debug("%s: %s", self.attachment.device, error)
+            else:
+                self.link.log(describe(message, request, "ok"))
+                self.link.send(Connection.reply(message, reply.payload), reply.descriptors if message.wants_reply else ())
+        finally:
+            for descriptor in message.descriptors:
+                os.close(descriptor)
+
+    def _serve(self, message: Message) -> tuple[Request, Answer]:
+        if self.client is None:
+            if message.command != Command.VERSION:
+                raise ProtocolError(f"command {message.command} before VERSION")
+            return self._version(message)
+        request = decode_request(message, FROM_CLIENT)
+        serve = self._answers.get(type(request))
+        if serve is None:  # a second VERSION; accesses never come here
+            raise Refused(errno.EINVAL, f"command {message.command} has no place here")
+        return request, serve(request)
+
+    def _version(self, message: Message) -> tuple[Request, Answer]:
+        client, reply = negotiate(message.payload)
+        self.client = client
+        state = self._vector_state or client.vector_state
+        self.attachment.interrupts.set_policy(VectorState.CORE if state == "core" else VectorState.CLIENT)
+        self.link.set_ready(client.max_data_xfer_size)
+        major, minor = int.from_bytes(reply[0:2], "little"), int.from_bytes(reply[2:4], "little")
+        return Version(major, minor, client), Answer(reply)
+
+    def _dma_map(self, request: DmaMap) -> Answer:
+        protection = Protection(0)
+        if request.flags & DmaMapFlag.READABLE:
+            protection |= Protection.READ
+        if request.flags & DmaMapFlag.WRITABLE:
+            protection |= Protection.WRITE
+        self.attachment.memory.map(
+            request.address,
+            request.size,
+            descriptor=request.descriptor,
+            offset=request.offset if request.descriptor is not None else 0,
+            protection=protection,
+        )
+        if request.descriptor is None and Protection.WRITE in protection:
+            self._message_maps.add(request.address)
+            self.link.set_answer_first(True)
+        return Answer()
+
+    def _dma_unmap(self, request: DmaUnmap) -> Answer:
+        memory = self.attachment.memory
+        gone = memory.unmap_all() if request.all_maps else memory.unmap(request.address, request.size)
+        if self._message_maps:
+            self._message_maps.difference_update(mapping.iova for mapping in gone)
+            self.link.set_answer_first(bool(self._message_maps))
+            return Answer(request.payload)
+
+    def _region_info(self, request: GetRegionInfo) -> Answer:
+        info = self.attachment.regions.get(request.index)
+        payload, descriptor = region_info(request.index, info, request.room)
+        return Answer(payload, () if descriptor is None else (descriptor,))
+
+    def _set_irqs(self, request: SetIrqs) -> Answer:
+        irqs.apply(request, self.attachment.interrupts, self.attachment.irq_counts)
+        return Answer()
+
+    def _reset(self, _request: DeviceReset) -> Answer:
+        self.attachment.reset(ResetKind.FLR)
+        return Answer()
+
+    def _feature(self, request: DeviceFeature) -> Answer:
+        raise Refused(errno.ENOTTY, f"device feature {request.feature} (migration, dirty logging) is not offered")

@@ -1,0 +1,98 @@
+"""Unix sockets of servers: where they may lie, who may connect."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+from umdev.errors import InvalidArgument, SocketPathError, TransportError
+
+MAX_PATH = 107
+"""Bytes in the path of a unix socket (unix(7): 108 with the NUL)."""
+
+_CREDENTIALS = struct.Struct("iII")
+
+
+def listen(path: str) -> socket.socket:
+    """A listening stream socket at `path`, mode 0600. A socket that a dead process left there is replaced.
+
+    Raises: SocketPathError when the path exists, is too long, or its folder is missing or not ours to trust.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise SocketPathError(f"{path} has {len(os.fsencode(path))} bytes; a unix socket's path has {MAX_PATH} at most")
+    _check_folder(Path(path).absolute().parent)
+    _remove_stale(path)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(server.fileno(), 0o600)  # bind gives the file this mode: it is never open to others
+        server.bind(path)
+        server.listen(1)
+    except OSError as error:
+        server.close()
+        raise SocketPathError(f"{path}: {error.strerror}") from error
+    return server
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise SocketPathError(f"{folder}: {error.strerror}") from error
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise SocketPathError(f"others can write to {folder}, so they could replace the socket: use a private folder")
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketPathError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        code = probe.connect_ex(path)
+    if code != errno.ECONNREFUSED:
+        raise SocketPathError(f"{path} exists and another process listens there")
+    os.unlink(path)  # noqa: PTH108 - beside lstat, by the same name
+
+
+def remove(path: str, inode: int) -> None:
+    """Remove our socket's file, unless it has been replaced since. Never raises."""
+    try:
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)  # noqa: PTH108 - as above
+    except OSError:
+        return
+
+
+def inherit(descriptor: int) -> tuple[socket.socket, bool]:
+    """A stream socket from an inherited descriptor, which it takes over; True if it listens.
+
+    Raises: InvalidArgument for anything else.
+    """
+    try:
+        inherited = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise InvalidArgument(f"descriptor {descriptor} is no socket: {error.strerror}") from error
+    if inherited.family != socket.AF_UNIX or inherited.type != socket.SOCK_STREAM:
+        inherited.detach()
+        raise InvalidArgument(f"descriptor {descriptor} is no unix stream socket")
+    inherited.setblocking(True)
+    return inherited, bool(inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def check_peer(client: socket.socket) -> None:
+    """Let in the user that this process runs as, and root.
+
+    Raises: TransportError.
+    """
+    pid, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid not in (0, os.getuid()):
+        error = TransportError(f"process {pid} of user {uid} may not connect")
+        error.errno = errno.EACCES
+        raise error
