@@ -445,10 +445,11 @@ int umdev_irq_pending(umdev_irq *irq, uint32_t index, uint32_t vector)
 
 void umdev_irq_set_pending(umdev_irq *irq, uint32_t index, uint32_t vector, int pending)
 {
-    if (vector >= umdev_irq_vectors(irq, index))
+    if ((index != UMDEV_IRQ_MSI && index != UMDEV_IRQ_MSIX) || vector >= umdev_irq_vectors(irq, index))
         return;
     irq_lock(irq);
     irq->index[index].vectors[vector].pending = pending != 0;
+    umdev_irq_flush_vector(irq, index, vector);
     irq_unlock(irq);
 }
 

@@ -70,8 +70,8 @@ void umdev_irq_reset(umdev_irq *irq);
 
 /* Save and restore of what configuration space does not hold; the table goes through its byte handler. */
 int umdev_irq_pending(umdev_irq *irq, uint32_t index, uint32_t vector);
-void umdev_irq_set_pending(umdev_irq *irq, uint32_t index, uint32_t vector, int pending); /* delivers nothing */
-uint32_t umdev_irq_sources(const umdev_irq *irq);                                         /* how many there are */
+void umdev_irq_set_pending(umdev_irq *irq, uint32_t index, uint32_t vector, int pending); /* may send it */
+uint32_t umdev_irq_sources(const umdev_irq *irq); /* how many there are */
 int umdev_irq_source(umdev_irq *irq, uint32_t source);
 void umdev_irq_read_counters(umdev_irq *irq, umdev_irq_counters *ret);
 
