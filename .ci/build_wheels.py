@@ -22,6 +22,13 @@ with tempfile.TemporaryDirectory(prefix="umdev-wheels-") as folder:
     shutil.copy("pyproject.toml", copy)
     for source in SOURCES:
         shutil.copytree(source, copy / source, symlinks=True, ignore=LEFTOVERS)
-    subprocess.run(
-        ["uv", "build", "--quiet", "--wheel", "--all-packages", "--out-dir", str(wheels)], cwd=copy, check=True
+    build = subprocess.run(
+        ["uv", "build", "--wheel", "--all-packages", "--out-dir", str(wheels)],
+        cwd=copy,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
+print(build.stdout if build.returncode else "\n".join(sorted(wheel.name for wheel in wheels.glob("*.whl"))))
+sys.exit(build.returncode)
