@@ -271,7 +271,7 @@ class InterruptPort:
                     (place.table_offset, place.table_length, "umdev_irq_msix_table"),
                     (place.pba_offset, place.pba_length, "umdev_irq_msix_pba"),
                 ):
-                    native.add_overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
+                    native.overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
 
     def reset(self) -> None:
         """Sources low, nothing pending, the MSI-X table as after power-on. Connections and client masks stay."""
