@@ -26,7 +26,7 @@ ffi.set_source(
     headers,
     sources=[str(path.relative_to(HERE)) for path in sorted(NATIVE.glob("*.c"))],
     include_dirs=["src/umdev/include", "src/umdev/native"],
-    depends=[str(path) for folder in (INCLUDE, NATIVE) for path in sorted(folder.glob("*.h"))],
+    depends=[str(path) for folder in (INCLUDE, NATIVE) for path in sorted(folder.glob("*.[hc]*"))],  # .h, .c, .cdef
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"],
     extra_link_args=["-pthread"],
 )

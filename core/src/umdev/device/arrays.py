@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
-from ..errors import DeclarationError, StateError
+from umdev.errors import DeclarationError, StateError
+
 from .registers import RW, Access, Register, Register64, mark_handler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from .blocks import Block
     from .native import Native
 
-RegisterT = TypeVar("RegisterT", bound=Register, covariant=True)
+RegisterT_co = TypeVar("RegisterT_co", bound=Register, covariant=True)
 ElementWriteT = TypeVar("ElementWriteT", bound="Callable[[Any, int, int], None]")
 ElementReadT = TypeVar("ElementReadT", bound="Callable[[Any, int], int]")
 
 
-class RegisterArray(Generic[RegisterT]):
+class RegisterArray(Generic[RegisterT_co]):
     """`count` registers of class `kind`, `stride` bytes apart (default: side by side).
 
     Live: `block.doorbells[3].value`. Handlers get the index first: `on_write` `(self, index, value)`, `on_read`
@@ -32,7 +34,7 @@ class RegisterArray(Generic[RegisterT]):
     def __init__(
         self,
         offset: int,
-        kind: type[RegisterT],
+        kind: type[RegisterT_co],
         access: Access = RW,
         *,
         count: int,
@@ -45,7 +47,7 @@ class RegisterArray(Generic[RegisterT]):
         self.offset = offset
         self.count = count
         self.stride = kind.width if stride is None else stride
-        self.element: RegisterT = kind(offset, access, reset=reset, masked=masked, native=native)
+        self.element: RegisterT_co = kind(offset, access, reset=reset, masked=masked, native=native)
         if commit is not None:
             if not isinstance(self.element, Register64):
                 raise DeclarationError(f"an array of {kind.__name__} at {offset:#x}: only 64-bit registers commit")
@@ -75,7 +77,7 @@ class RegisterArray(Generic[RegisterT]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> RegisterT:
+    def __getitem__(self, index: int) -> RegisterT_co:
         """The live register `index`, 0 <= index < count. Raises: IndexError, StateError on a declaration."""
         if self._block is None:
             raise StateError(f"{self.name} is a declaration: its elements live in a device's block")
@@ -84,9 +86,9 @@ class RegisterArray(Generic[RegisterT]):
                 raise IndexError(f"{self.path} has {self.count} elements, no [{index}]")
             offset = self._block.base + self.offset
             live = self._live[index] = self._block.live_register(self.element, f"{self.name}[{index}]", offset, index)
-        return live  # type: ignore[no-any-return]  # a dict can't say that values vary with the class's parameter
+        return live
 
-    def __iter__(self) -> Iterator[RegisterT]:
+    def __iter__(self) -> Iterator[RegisterT_co]:
         return (self[index] for index in range(self.count))
 
     def on_write(self, handler: ElementWriteT) -> ElementWriteT:

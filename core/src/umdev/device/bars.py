@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, overload
 
 from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12
 
-from ..errors import DeclarationError
-from .blocks import Block, BlockT, extent, flatten
+from umdev.errors import DeclarationError
+
+from .blocks import Block, BlockT_co, extent, flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BAR_COUNT = 6
 ROM_INDEX = 6
 
 
-class Bar(Generic[BlockT]):
+class Bar(Generic[BlockT_co]):
     """What every region declaration has; made by its subclasses. On a device the name gives the live block."""
 
     name = "?"
@@ -22,7 +25,7 @@ class Bar(Generic[BlockT]):
     """`memory32`, `memory64`, `io` or `rom`: see the property of the same name on a MemoryBar."""
 
     def __init__(
-        self, index: int, block: type[BlockT], size: int, sizes: Sequence[int], width: int, prefetchable: bool
+        self, index: int, block: type[BlockT_co], size: int, sizes: Sequence[int], width: int, prefetchable: bool
     ) -> None:
         self.index = index
         self.block = block
@@ -43,8 +46,8 @@ class Bar(Generic[BlockT]):
     @overload
     def __get__(self, device: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, device: object, owner: type) -> BlockT: ...
-    def __get__(self, device: object | None, owner: type) -> Self | BlockT:
+    def __get__(self, device: object, owner: type) -> BlockT_co: ...
+    def __get__(self, device: object | None, owner: type) -> Self | BlockT_co:
         if device is None:
             return self
         raise AttributeError(f"{self.name} is not there yet: Device.__init__ has not run")
@@ -58,7 +61,7 @@ def _power_of_two(bar: Bar[Any], size: int, least: int, most: int) -> None:
         raise DeclarationError(f"{bar}: size {size:#x} is no power of two from {least:#x} to {most:#x}")
 
 
-class MemoryBar(Bar[BlockT]):
+class MemoryBar(Bar[BlockT_co]):
     """A memory BAR (PCI Local Bus 3.0, 6.2.5.1) of `size` bytes, a power of two from 16.
 
     sizes: the access sizes, in bytes, that its registers take; others are aborted (windows take any). prefetchable:
@@ -68,7 +71,7 @@ class MemoryBar(Bar[BlockT]):
     def __init__(
         self,
         index: int,
-        block: type[BlockT],
+        block: type[BlockT_co],
         *,
         size: int,
         sizes: Sequence[int] = (1, 2, 4, 8),
@@ -86,12 +89,12 @@ class MemoryBar(Bar[BlockT]):
         return f"memory{self.width}"
 
 
-class IoBar(Bar[BlockT]):
+class IoBar(Bar[BlockT_co]):
     """An I/O BAR of `size` bytes, a power of two from 4 to 256 (PCI Local Bus 3.0, 6.2.5.1)."""
 
     kind = "io"
 
-    def __init__(self, index: int, block: type[BlockT], *, size: int, sizes: Sequence[int] = (1, 2, 4)) -> None:
+    def __init__(self, index: int, block: type[BlockT_co], *, size: int, sizes: Sequence[int] = (1, 2, 4)) -> None:
         super().__init__(index, block, size, sizes, 32, prefetchable=False)
         if not 0 <= index < BAR_COUNT:
             raise DeclarationError(f"{self}: there is no such BAR")

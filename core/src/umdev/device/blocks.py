@@ -5,23 +5,25 @@ Handlers are methods of the block and are bound by name, so a subclass overrides
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from typing_extensions import TypeVar  # PEP 696 defaults; typing's own from Python 3.13
 
-from ..addresses import PAGE_MASK, RegionOffset
-from ..errors import DeclarationError, StateError
+from umdev.addresses import PAGE_MASK, RegionOffset
+from umdev.errors import DeclarationError, StateError
+
 from .arrays import RegisterArray
 from .registers import Register
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from .model import Device
 
 DeviceT = TypeVar("DeviceT", bound="Device", default="Device")
-BlockT = TypeVar("BlockT", bound="Block[Any]", covariant=True)
-PlacedT = TypeVar("PlacedT", covariant=True)
+BlockT_co = TypeVar("BlockT_co", bound="Block[Any]", covariant=True)
+PlacedT_co = TypeVar("PlacedT_co", covariant=True)
 RegisterT = TypeVar("RegisterT", bound=Register)
 Event = Literal["read", "write"]
 
@@ -72,7 +74,7 @@ class Window:
         live = type(self)(block.base + self.offset, self.size, self.passthrough)
         live.name = self.name
         live.path = f"{block.path}.{self.name}"
-        live._host = block.host
+        live._host = block.host  # noqa: SLF001  # a new one of this very class
         block.__dict__[self.name] = live
         return live
 
@@ -165,15 +167,17 @@ class Block(Generic[DeviceT]):
                 yield from live if isinstance(live, tuple) else (live,)
 
 
-class At(Generic[PlacedT]):
+class At(Generic[PlacedT_co]):
     """Places a block inside another: `render = At(0x2000, Ring)`. With `count` > 1 it gives a tuple of blocks."""
 
     name = "?"
 
     @overload
-    def __init__(self: At[BlockT], offset: int, kind: type[BlockT]) -> None: ...
+    def __init__(self: At[BlockT_co], offset: int, kind: type[BlockT_co]) -> None: ...
     @overload
-    def __init__(self: At[tuple[BlockT, ...]], offset: int, kind: type[BlockT], *, count: int, stride: int) -> None: ...
+    def __init__(
+        self: At[tuple[BlockT_co, ...]], offset: int, kind: type[BlockT_co], *, count: int, stride: int
+    ) -> None: ...
     def __init__(self, offset: int, kind: type[Block[Any]], *, count: int = 1, stride: int = 0) -> None:
         if offset < 0 or count < 1 or (count > 1 and stride <= 0):
             raise DeclarationError(f"{count} {kind.__name__} at {offset:#x}, {stride:#x} bytes apart: not possible")
@@ -189,8 +193,8 @@ class At(Generic[PlacedT]):
     @overload
     def __get__(self, block: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, block: Block[Any], owner: type) -> PlacedT: ...
-    def __get__(self, block: Block[Any] | None, owner: type) -> Self | PlacedT:
+    def __get__(self, block: Block[Any], owner: type) -> PlacedT_co: ...
+    def __get__(self, block: Block[Any] | None, owner: type) -> Self | PlacedT_co:
         if block is None:
             return self
         places = [
@@ -199,7 +203,7 @@ class At(Generic[PlacedT]):
         ]
         live: Any = tuple(places) if self.repeated else places[0]
         block.__dict__[self.name] = live
-        return live  # type: ignore[no-any-return]  # which of the two is PlacedT's matter
+        return live  # type: ignore[no-any-return]  # which of the two is PlacedT_co's matter
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The name and the offset, in the surrounding block, of each block placed."""
@@ -223,14 +227,16 @@ def flatten(kind: type[Block[Any]], base: int = 0, path: str = "") -> Iterator[t
 def extent(declaration: Register | RegisterArray[Any] | Window) -> int:
     """Bytes from the first to the last that the declaration takes (gaps of an array included)."""
     if isinstance(declaration, RegisterArray):
-        return (declaration.count - 1) * declaration.stride + declaration.element.width
+        width: int = declaration.element.width
+        return (declaration.count - 1) * declaration.stride + width
     return declaration.size if isinstance(declaration, Window) else declaration.width
 
 
 def _own_handlers(cls: type[Block[Any]], declared: Mapping[str, Any]) -> Mapping[tuple[str, Event], str]:
     own: dict[tuple[str, Event], str] = {}
     for name, function in vars(cls).items():
-        for target, event in getattr(function, "__umdev_handles__", ()):
+        marks: tuple[tuple[Any, Event], ...] = getattr(function, "__umdev_handles__", ())
+        for target, event in marks:
             if declared.get(target.name) is not target:
                 raise DeclarationError(f"{cls.__name__}.{name} handles {target.name}, no register of this class")
             other = own.setdefault((target.name, event), name)

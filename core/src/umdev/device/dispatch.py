@@ -6,13 +6,15 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12
 
-from .._native import ffi, lib
-from ..errors import InvalidArgument, StateError, UmdevError
+from umdev._native import ffi, lib
+from umdev.errors import InvalidArgument, StateError, UmdevError
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 log = logging.getLogger("umdev.device")
 
@@ -200,7 +202,7 @@ class NativeDevice:
         )
 
     def set_region_enabled(self, region: int, enabled: bool) -> None:
-        """Open or close a region: closed, reads give all ones and writes are dropped. Configuration space stays open."""
+        """Closed: reads give all ones and writes are dropped. Configuration space stays open."""
         self._check(lib.umdev_device_set_region_enabled(self.pointer, region, enabled), f"region {region}")
 
     def set_gone(self, gone: bool) -> None:
@@ -326,7 +328,7 @@ def _offset(offset: int) -> int:
 # C calls these with the device lock held and no GIL; cffi takes the GIL, and on an exception calls `_raised`.
 
 
-def _raised(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:  # noqa: ARG001  # cffi's signature
+def _raised(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
     """The access ends as UMDEV_FAULT; whoever is concerned hears of it, found in the locals of the function below."""
     lib.umdev_device_fault()
     frame = trace and trace.tb_frame

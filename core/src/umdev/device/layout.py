@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._native import ffi, lib
-from ..errors import DeclarationError
+from umdev._native import ffi, lib
+from umdev.errors import DeclarationError
+
 from .arrays import RegisterArray
 from .blocks import Block, Window, flatten
 from .registers import Register, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 LATCH_SIZE = 8
 
@@ -60,7 +63,7 @@ class Layout:
         """The one layout for the arguments. It lives as long as the class."""
         layouts: dict[int, Layout] | None = vars(block).get("_layouts")
         if layouts is None:
-            layouts = block._layouts = {}  # type: ignore[attr-defined]  # noqa: SLF001  # a cache that dies with it
+            layouts = block._layouts = {}  # type: ignore[attr-defined]  # noqa: SLF001  # dies with the class
         bits = sum(set(sizes))
         if bits not in layouts:
             layouts[bits] = cls(block, bits)
@@ -164,7 +167,9 @@ def _callers(slot: Slot) -> tuple[int, int]:
             _expect(slot, "write", 3)
             write = lib.UMDEV_CALL_ELEMENT
         else:
-            write = lib.UMDEV_CALL_OLD if _expect(slot, "write", 2, 3) == 3 else lib.UMDEV_CALL_VALUE  # noqa: PLR2004  # self, value, old
+            write = (
+                lib.UMDEV_CALL_OLD if _expect(slot, "write", 2, 3) == 3 else lib.UMDEV_CALL_VALUE
+            )  # self, value, old
     return read, write
 
 

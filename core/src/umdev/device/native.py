@@ -6,8 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from .._native import ffi
-from ..errors import DeclarationError
+from umdev._native import ffi
+from umdev.errors import DeclarationError
 
 
 @dataclass(frozen=True, slots=True)

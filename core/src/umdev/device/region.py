@@ -6,17 +6,20 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .._native import ffi
-from ..addresses import PAGE_MASK, RegionOffset
-from ..errors import SaveError, StateError
-from ..services import Area
+from umdev._native import ffi
+from umdev.addresses import PAGE_MASK, RegionOffset
+from umdev.errors import SaveError, StateError
+from umdev.services import Area
+
 from .bars import Bar, Rom
-from .blocks import Block
-from .dispatch import NativeDevice
 from .layout import Layout, Slot
 from .registers import Register
+
+if TYPE_CHECKING:
+    from .blocks import Block
+    from .dispatch import NativeDevice
 
 RegisterT = TypeVar("RegisterT", bound=Register)
 FORMATS: Mapping[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -187,7 +190,7 @@ class Region:
         """
         parts = list(self._parts())
         if wrong := {path for path, *_ in parts} ^ saved.keys():
-            name = sorted(wrong)[0]
+            name = min(wrong)
             where = "not declared any more" if name in saved else "missing from what was saved"
             raise SaveError(f"{self.name}.{name} is {where}")
         values = [

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, overload
 
-from .._native import lib
-from ..errors import DeclarationError, StateError
+from umdev._native import lib
+from umdev.errors import DeclarationError, StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from .blocks import Block
     from .native import Native
 

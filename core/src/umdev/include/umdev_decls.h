@@ -86,12 +86,12 @@ typedef int (*umdev_message_transfer)(void *context, uint64_t iova, void *bytes,
 typedef struct umdev_api {
     umdev_header header;
     /* An access by the driver: any length for windows and configuration space, 1, 2, 4, 8 (or a split of them) for
-     * registers. Little-endian bytes. Takes the device lock as needed; any thread. Returns enum umdev_result;
-     * a read that does not end in UMDEV_OK has filled `bytes` (all ones, or zeros for UMDEV_UNHANDLED). */
+     * registers. Little-endian bytes. Takes the device lock as needed; any thread. Returns enum umdev_result, or
+     * -EDEADLK when it needs the lock and this thread holds it; a read that does not end in UMDEV_OK has filled `bytes` (all ones, or zeros for UMDEV_UNHANDLED). */
     int (*access)(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length, uint32_t flags,
                   uint32_t initiator, uint32_t space);
-    /* The device lock, not recursive. Never wait for it while holding the GIL. */
-    void (*lock)(umdev_device *device);
+    /* The device lock, not recursive: 0, or -EDEADLK when this thread holds it. Never wait for it holding the GIL. */
+    int (*lock)(umdev_device *device);
     int (*trylock)(umdev_device *device); /* 1: taken */
     void (*unlock)(umdev_device *device);
     /* End an access that a handler left UMDEV_PENDING. 0, or -ENOENT for an unknown token. */

@@ -1,8 +1,11 @@
 /* Dispatch: from the driver's access to registers, windows and overlays. */
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "device_internal.h"
+#include "trace_decls.h"
+#include "trace_internal.h"
 
 bool umdev_call_lock(struct umdev_call *call)
 {
@@ -201,8 +204,10 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
     return result;
 }
 
-int umdev_device_start(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
-                       uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
+/* The access itself, traced or not. */
+static inline int access_run(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
+                             uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion,
+                             void *context)
 {
     bool write = flags & UMDEV_WRITE;
     umdev_count(write ? &device->counters.writes : &device->counters.reads);
@@ -211,6 +216,45 @@ int umdev_device_start(umdev_device *device, uint32_t region, uint64_t offset, v
         access_plain(&device->regions[region], offset, bytes, length, write))
         return UMDEV_OK;
     return access_slow(device, region, offset, bytes, length, flags, initiator, space, completion, context);
+}
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+/* Out of line: a traced access pays for it, others don't. */
+static __attribute__((noinline)) int access_traced(umdev_device *device, uint32_t region, uint64_t offset, void *bytes,
+                                                   uint32_t length, uint32_t flags, uint32_t initiator, uint32_t space,
+                                                   umdev_completion completion, void *context)
+{
+    umdev_trace_record record = {.time = now(),
+                                 .offset = offset,
+                                 .device = device->id,
+                                 .length = length,
+                                 .initiator = initiator,
+                                 .space = space,
+                                 .region = (uint16_t)region,
+                                 .flags = (uint16_t)flags};
+    uint32_t kept = length < sizeof record.value ? length : (uint32_t)sizeof record.value;
+    if (flags & UMDEV_WRITE)
+        memcpy(&record.value, bytes, kept);
+    record.result = access_run(device, region, offset, bytes, length, flags, initiator, space, completion, context);
+    if (!(flags & UMDEV_WRITE) && record.result != UMDEV_PENDING) /* pending: another thread may be writing there */
+        memcpy(&record.value, bytes, kept);
+    record.duration = now() - record.time;
+    umdev_trace_add(&record);
+    return record.result;
+}
+
+int umdev_device_start(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
+                       uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
+{
+    if (UMDEV_UNLIKELY(atomic_load_explicit(&umdev_trace_on, memory_order_relaxed)))
+        return access_traced(device, region, offset, bytes, length, flags, initiator, space, completion, context);
+    return access_run(device, region, offset, bytes, length, flags, initiator, space, completion, context);
 }
 
 int umdev_device_access(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,

@@ -152,3 +152,6 @@ typedef struct umdev_unmodelled {
 /* Copies at most `capacity` entries, returns how many there are; *lost counts accesses past the 4,096 kept offsets. */
 uint32_t umdev_device_unmodelled(umdev_device *device, umdev_unmodelled *entries, uint32_t capacity, uint64_t *lost);
 void umdev_device_forget_unmodelled(umdev_device *device);
+
+/* The function table that C plugins get. */
+const umdev_api *umdev_get_api(void);
