@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "Guest", "GuestConfig", "GuestRun", "run_guest"]
 
 _OWN_MODULES = ("virtio_pci", "virtio_console")  # for the command port; built into newer kernels
-_TAIL = 40  # lines of the console in an error's text
+_TAIL = 80  # lines of the logs in an error's text: a panic with its call trace fits
 _GRACE = 20.0  # seconds that a guest gets to power off, and its own limit lies beyond ours
 _POLL = 0.02  # seconds between two looks at the console's file
 

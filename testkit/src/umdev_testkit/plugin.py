@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from umdev_testkit.fixtures import LinuxGuests
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the markers known to projects that check them strictly."""
+    config.addinivalue_line("markers", "guest: needs a real guest under QEMU (fetched by the test kit)")
+
+
 @pytest.fixture
 def linux_guest(tmp_path: Path) -> Iterator[LinuxGuests]:
     """Real Linux guests: `linux_guest("script", ...)` runs one to its end, `linux_guest.start(...)` gives a live one.
