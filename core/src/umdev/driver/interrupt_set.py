@@ -29,8 +29,9 @@ FIRST_DATA = 0x20
 
 
 class InterruptSet:
-    """Enabled vectors 0 to `count` - 1 of one kind; VFIO's ERR and REQ need nothing but this. One thread may wait for each
-    vector. Close it before the function.
+    """Enabled vectors 0 to `count` - 1 of one kind; VFIO's ERR and REQ need nothing but this.
+
+    One thread may wait for each vector. Close the set before the function.
     A reset of the function disables its interrupts: close the set and enable anew.
     """
 
@@ -84,7 +85,10 @@ class InterruptSet:
         return self._is_pending(vector)
 
     def close(self) -> None:
-        """Disable the interrupts in the function and at the bus, and close the eventfds. May be called twice."""
+        """Disable the interrupts in the function and at the bus, and close the eventfds. May be called twice.
+
+        Raises what the bus's transport raises; the eventfds are closed then as well.
+        """
         if self._closed:
             return
         self._closed = True
