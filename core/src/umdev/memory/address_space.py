@@ -107,6 +107,7 @@ class AddressSpace:
         self._spaces: dict[int, _Space] = {}
         self._registry = threading.Lock()  # of _spaces; never held while a listener or the device lock is waited for
         self._listeners: list[Callable[[Mapping], None]] = []
+        self._late_listeners: list[Callable[[Mapping], None]] = []
         self._closed = False
         self._scratch: list[tuple[Any, Any, Any]] = []
 
@@ -202,16 +203,24 @@ class AddressSpace:
         with self._registry:
             return [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
 
-    def on_unmap(self, listener: Callable[[Mapping], None]) -> Callable[[], None]:
+    def find(self, iova: int, space: int = 0) -> Mapping | None:
+        """The map that covers the address."""
+        with self._registry:
+            maps = self._spaces.get(space)
+            return maps.at(iova) if maps else None
+
+    def on_unmap(self, listener: Callable[[Mapping], None], *, late: bool = False) -> Callable[[], None]:
         """Call `listener(mapping)` for each map that goes: the device lock held, no reader left, bytes still there.
 
-        Returns what ends it. An exception of a listener is logged; the memory goes anyway.
+        `late` ones (pins, protection) come after the others (the model). Returns what ends it. An exception of a
+        listener is logged; the memory goes anyway.
         """
-        self._listeners.append(listener)
+        listeners = self._late_listeners if late else self._listeners
+        listeners.append(listener)
 
         def cancel() -> None:
             with contextlib.suppress(ValueError):
-                self._listeners.remove(listener)
+                listeners.remove(listener)
 
         return cancel
 
@@ -313,7 +322,7 @@ class AddressSpace:
 
     def _release(self, gone: list[Mapping]) -> None:
         for mapping in gone:
-            for listener in tuple(self._listeners):
+            for listener in (*self._listeners, *self._late_listeners):
                 try:
                     listener(mapping)
                 except Exception:  # the client takes its memory back whatever a model does

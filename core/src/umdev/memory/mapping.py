@@ -39,6 +39,11 @@ class Backing:
         view = memoryview(ffi.buffer(bytes_, length))
         self.buffer = view if Protection.WRITE in protection else view.toreadonly()
 
+    @classmethod
+    def of_guest(cls, descriptor: int, length: int) -> Backing:
+        """A guest's own mapping of all its memory."""
+        return cls(descriptor, 0, length, Protection.READ | Protection.WRITE)
+
     def detach(self) -> None:
         """Put anonymous zeros in place of the file. Pointers and views stay valid."""
         if not self._detached:

@@ -70,6 +70,11 @@ int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, 
 int umdev_memory_backing_detach(const umdev_backing *backing);
 void umdev_memory_backing_close(umdev_backing *backing);
 
+/* Keep pages in memory: populated (for writing: with pages of their own) and mlocked. Addresses and lengths are
+ * multiples of a page. 0, -ENOMEM or -EPERM or -EAGAIN (RLIMIT_MEMLOCK), -EFAULT (the file shrank), or another. */
+int umdev_memory_pin(uint64_t address, uint64_t length, int writable);
+int umdev_memory_unpin(uint64_t address, uint64_t length);
+
 /* SIGBUS guard: an access to a range whose file shrank turns the whole range into zeros and marks it. Slot or
  * negative errno. The range must outlive its slot. */
 int umdev_guard_add(uint8_t *address, uint64_t length, uint32_t protection);

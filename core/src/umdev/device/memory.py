@@ -1,0 +1,252 @@
+"""Guest memory as a device model sees it: `self.memory`."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
+from umdev.errors import InvalidArgument, NotMapped, ServiceUnavailable, StateError
+from umdev.services import Protection, ProtectMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeVar
+
+    from typing_extensions import Buffer
+
+    from umdev.memory import AddressSpace, Mapping
+    from umdev.services import MemoryMapper, PagePinner, PageProtector, PageWrite, Translator
+
+    Result = TypeVar("Result")
+
+
+class MemoryServices(Protocol):
+    """Where the services come from that depend on the attachment; each is bound when it is first asked for."""
+
+    def pinner(self) -> PagePinner:
+        """Raises: ServiceUnavailable."""
+
+    def protector(self, mode: ProtectMode) -> PageProtector:
+        """Raises: ServiceUnavailable."""
+
+    def translator(self) -> Translator:
+        """Raises: ServiceUnavailable."""
+
+    def mapper(self) -> MemoryMapper:
+        """Raises: ServiceUnavailable, where the bus maps memory before the device asks."""
+
+
+class _Pin(NamedTuple):
+    times: int
+    host: HostVirt
+
+
+class DeviceMemory:
+    """DMA of one function, and the services on guest pages.
+
+    Addresses are what the driver wrote into the device's registers (`Iova`, or a plain int), lengths are in bytes.
+    `space` is the PASID, 0 without one. Any thread; no lock is needed, and the device lock may be held. After an error
+    nothing at or after the error's `iova` was transferred.
+    """
+
+    def __init__(self, memory: AddressSpace, services: Callable[[], MemoryServices]) -> None:
+        """`services` is called whenever one is needed: they change with the attachment."""
+        self._memory = memory
+        self._services = services
+        self._pins: dict[tuple[int, int], _Pin] = {}  # by space and page
+        self._lock = threading.Lock()
+        self._cancel = memory.on_unmap(self._forget, late=True)
+
+    # DMA.
+
+    def read(self, address: int, length: int, *, space: int = 0) -> bytes:
+        """Bytes, across adjacent maps; 1, 2, 4 or 8 aligned ones are one access.
+
+        Raises: NotMapped (`iova` is the first address that failed), NotPermitted, BusMasterDisabled, MappingPoisoned,
+        DmaWouldDeadlock (memory by message, from a handler that the driver waits for), DmaError.
+        """
+        try:
+            return self._memory.read(address, length, space)
+        except NotMapped as error:
+            self._map(error, Protection.READ, space)
+            return self.read(address, length, space=space)
+
+    def read_into(self, address: int, buffer: Buffer, *, space: int = 0) -> None:
+        """Fill a writable buffer; after an error its content is undefined. Raises: as `read`."""
+        try:
+            self._memory.read_into(address, buffer, space)
+        except NotMapped as error:
+            self._map(error, Protection.READ, space)
+            self.read_into(address, buffer, space=space)
+
+    def write(self, address: int, data: Buffer, *, space: int = 0) -> None:
+        """Store bytes; the driver sees them before any interrupt that is raised later. Raises: as `read`."""
+        try:
+            self._memory.write(address, data, space)
+        except NotMapped as error:
+            self._map(error, Protection.WRITE, space)
+            self.write(address, data, space=space)
+
+    def read_u32(self, address: int, *, space: int = 0) -> int:
+        """A little-endian 32-bit value. Raises: as `read`."""
+        return int.from_bytes(self.read(address, 4, space=space), "little")
+
+    def read_u64(self, address: int, *, space: int = 0) -> int:
+        """A little-endian 64-bit value. Raises: as `read`."""
+        return int.from_bytes(self.read(address, 8, space=space), "little")
+
+    def write_u32(self, address: int, value: int, *, space: int = 0) -> None:
+        """A little-endian 32-bit value; higher bits are dropped. Raises: as `read`."""
+        self.write(address, (value & 0xFFFF_FFFF).to_bytes(4, "little"), space=space)
+
+    def write_u64(self, address: int, value: int, *, space: int = 0) -> None:
+        """A little-endian 64-bit value; higher bits are dropped. Raises: as `read`."""
+        self.write(address, (value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little"), space=space)
+
+    def view(
+        self, address: int, length: int, *, write: bool = False, space: int = 0
+    ) -> AbstractContextManager[memoryview]:
+        """The memory itself, without a copy; the range must lie in one map.
+
+        Leave the `with` in `on_unmap` at the latest: a late view sees zeros.
+
+        Raises: as `read`, and NotSupported (two maps, or by message only): then use `read` and `write`.
+        """
+        if self._memory.find(address, space) is None:
+            self.ensure_mapped(address, length, Protection.WRITE if write else Protection.READ, space=space)
+        return self._memory.view(address, length, write=write, space=space)
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        """What is mapped now, sorted by space and address."""
+        return self._memory.mappings
+
+    def ensure_mapped(
+        self, address: int, length: int, protection: Protection = Protection.READ, *, space: int = 0
+    ) -> None:
+        """Have the range mapped where that is done on demand; elsewhere it is mapped already, or never.
+
+        Raises: NotMapped.
+        """
+        end = address + length
+        while address < end:
+            mapping = self._memory.find(address, space)
+            if mapping is None:
+                text = f"{length} bytes up to {end:#x}: no map covers {address:#x}"
+                self._map(NotMapped(text, address, end - address), protection, space)
+                continue
+            address = mapping.end
+
+    # Pins.
+
+    def pin(self, address: int, pages: int = 1, *, space: int = 0) -> None:
+        """Keep pages resident from a page-aligned address on; counted per page. After an error none is pinned by it.
+
+        An unmap unpins what it takes, after `on_unmap`.
+
+        Raises: PinLimit, NotMapped, NotSupported (by message only), ServiceUnavailable.
+        """
+        wanted = _pages(address, pages)
+        pinner = self._services().pinner()
+        done: list[tuple[int, HostVirt]] = []
+        try:
+            for page in wanted:
+                host = self.translate(page, PAGE_SIZE, space=space)
+                pinner.pin(host, 1)
+                done.append((page, host))
+        except BaseException:
+            for _, host in done:
+                pinner.unpin(host, 1)
+            raise
+        with self._lock:
+            for page, host in done:
+                known = self._pins.get((space, page))
+                self._pins[space, page] = _Pin(known.times + 1 if known else 1, host)
+
+    def unpin(self, address: int, pages: int = 1, *, space: int = 0) -> None:
+        """Undo one `pin` of the same pages; pages that an unmap has taken, or that never were pinned, are ignored."""
+        freed = []
+        with self._lock:
+            for page in _pages(address, pages):
+                known = self._pins.pop((space, page), None)
+                if known is None:
+                    continue
+                if known.times > 1:
+                    self._pins[space, page] = known._replace(times=known.times - 1)
+                freed.append(known.host)
+        if freed:
+            pinner = self._services().pinner()
+            for host in freed:
+                pinner.unpin(host, 1)
+
+    @property
+    def pinned(self) -> int:
+        """Pages that this device has pinned, each counted once."""
+        with self._lock:
+            return len(self._pins)
+
+    # Protection and translation.
+
+    def protect(
+        self, mode: ProtectMode, pages: Sequence[Iova], notify: Callable[[PageWrite], None] | None = None
+    ) -> None:
+        """Have the driver's stores to pages (page-aligned addresses) reported; `mode` names the guarantee.
+
+        EMULATE and TRAP call `notify(PageWrite)` with the device lock held; a trapped page is writable afterwards until
+        it is armed again (in deferred work: then read it). TRACK: see `collect`.
+
+        Raises: ServiceUnavailable (nobody gives that guarantee here; with reasons), ProtectorBusy, NotMapped.
+        """
+        self._services().protector(mode).protect(pages, notify)
+
+    def unprotect(self, mode: ProtectMode, pages: Sequence[Iova]) -> None:
+        """Undo; pages never protected are ignored."""
+        self._services().protector(mode).unprotect(pages)
+
+    def collect(self) -> Iterable[Iova]:
+        """TRACK: pages stored to since they were last reported, ascending; armed again, so read them now."""
+        return self._services().protector(ProtectMode.TRACK).collect()
+
+    def translate(
+        self, address: int, length: int, protection: Protection = Protection.READ, *, space: int = 0
+    ) -> HostVirt:
+        """The address in this process of a range that is contiguous there, valid until `on_unmap` takes it.
+
+        Raises: NotMapped, NotPermitted, NotSupported (by message only).
+        """
+        self.ensure_mapped(address, length, protection, space=space)
+        return self._services().translator().translate(Iova(address), length, protection, space)
+
+    def close(self) -> None:
+        """Unpin everything. May be called twice."""
+        self._cancel()
+        with self._lock:
+            pins, self._pins = self._pins, {}
+        if pins:
+            pinner = self._services().pinner()
+            for times, host in pins.values():
+                for _ in range(times):
+                    pinner.unpin(host, 1)
+
+    def _map(self, error: NotMapped, protection: Protection, space: int) -> None:
+        """Map what was missing; raises the error again where that can't be done, or did not help."""
+        try:
+            mapped = self._services().mapper().map(Iova(error.iova), error.length, protection, space)
+        except (ServiceUnavailable, StateError):
+            raise error from None
+        if not mapped or self._memory.find(error.iova, space) is None:
+            raise error
+
+    def _forget(self, mapping: Mapping) -> None:
+        with self._lock:
+            for space, page in list(self._pins):
+                if space == mapping.space and mapping.iova <= page < mapping.end:
+                    del self._pins[space, page]
+
+
+def _pages(address: int, pages: int) -> range:
+    if address & PAGE_MASK or pages <= 0:
+        raise InvalidArgument(f"{pages} pages at {address:#x}: pins are whole pages")
+    return range(address, address + pages * PAGE_SIZE, PAGE_SIZE)

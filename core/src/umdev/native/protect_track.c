@@ -1,0 +1,108 @@
+/* protect: what was stored to since the last look. */
+#define _GNU_SOURCE
+#include "protect_internal.h"
+
+#include <errno.h>
+
+enum {
+    SCAN_REGIONS = 512, /* changed runs that one request reports */
+    SCAN_GAP = 64       /* pages; to scan over them is cheaper than another request */
+};
+
+/* With the lock held: `page` of `slot` was stored to; it is armed again already. */
+static void mark(umdev_protector *protector, int slot, uint64_t page)
+{
+    for (umdev_protect_client *client = protector->clients; client; client = client->next)
+        if (umdev_bit(client->bits[slot].watched, page))
+            umdev_bit_set(client->bits[slot].dirty, page);
+}
+
+static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64_t end)
+{
+    uint64_t base = protector->ranges[slot].address;
+    struct page_region regions[SCAN_REGIONS];
+    struct pm_scan_arg scan = {
+        .size = sizeof(scan),
+        .flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        .start = base + first * UMDEV_PAGE,
+        .end = base + end * UMDEV_PAGE,
+        .vec = (uint64_t)(uintptr_t)regions,
+        .vec_len = SCAN_REGIONS,
+        .category_mask = PAGE_IS_WRITTEN,
+        .return_mask = PAGE_IS_WRITTEN,
+    };
+    while (scan.start < scan.end) {
+        int found = ioctl(protector->pagemap, PAGEMAP_SCAN, &scan);
+        if (found < 0)
+            return errno == ENOTTY || errno == EINVAL ? -EOPNOTSUPP : -errno;
+        for (int i = 0; i < found; i++)
+            for (uint64_t address = regions[i].start; address < regions[i].end; address += UMDEV_PAGE)
+                mark(protector, slot, (address - base) / UMDEV_PAGE);
+        if (scan.walk_end <= scan.start)
+            break;
+        scan.start = scan.walk_end;
+    }
+    return 0;
+}
+
+static uint64_t next_watched(const uint64_t *watched, uint64_t page, uint64_t pages)
+{
+    while (page < pages) {
+        uint64_t rest = watched[page / 64] >> (page % 64);
+        if (rest)
+            return page + (uint64_t)__builtin_ctzll(rest);
+        page = (page / 64 + 1) * 64;
+    }
+    return pages;
+}
+
+/* The kernel calls every page written that is not armed, so only what the client watches is scanned. */
+static int scan_client(umdev_protect_client *client)
+{
+    umdev_protector *protector = client->protector;
+    for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX; slot++) {
+        const uint64_t *watched = client->bits[slot].watched;
+        uint64_t pages = protector->ranges[slot].pages;
+        uint64_t first = watched ? next_watched(watched, 0, pages) : pages;
+        while (first < pages) {
+            uint64_t end = first + 1;
+            uint64_t next = next_watched(watched, end, pages);
+            while (next < pages && next - end <= SCAN_GAP) {
+                end = next + 1;
+                next = next_watched(watched, end, pages);
+            }
+            int result = scan_run(protector, slot, first, end);
+            if (result)
+                return result;
+            first = next;
+        }
+    }
+    return 0;
+}
+
+int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pages, uint64_t capacity)
+{
+    umdev_protector *protector = client->protector;
+    pthread_mutex_lock(&protector->lock);
+    int result = protector->lost || client->closed ? -ESRCH : 0;
+    if (!result && protector->asynchronous)
+        result = scan_client(client);
+    struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
+    uint64_t count = 0;
+    for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX && !result; slot++) {
+        uint64_t *dirty = client->bits[slot].dirty;
+        uint64_t end = dirty ? protector->ranges[slot].pages : 0;
+        for (uint64_t page = next_watched(dirty, 0, end); page < end && count < capacity && !result;
+             page = next_watched(dirty, page + 1, end)) {
+            umdev_bit_clear(dirty, page);
+            pages[count] = protector->ranges[slot].address + page * UMDEV_PAGE;
+            if (!protector->asynchronous)
+                result = umdev_protect_run_add(&run, pages[count]);
+            count++;
+        }
+    }
+    if (!result)
+        result = umdev_protect_run_flush(&run);
+    pthread_mutex_unlock(&protector->lock);
+    return result ? result : (int64_t)count;
+}
