@@ -1,10 +1,12 @@
 """Everything a bus driver imports: attachments, the address space it fills, and the hooks it implements."""
 
+from ._native import ffi, lib
 from .attach import Attachment, AttachmentState, BoundServices
 from .device.dispatch import NativeDevice
 from .hookspecs import hookimpl
-from .memory.address_space import AddressSpace, Mapping
-from .pci.interrupts import InterruptPort
+from .memory.address_space import AddressSpace
+from .memory.mapping import Mapping
+from .pci.interrupts import InterruptPort, VectorState
 from .pci.reset import ResetKind
 from .services import (
     Area,
@@ -42,5 +44,12 @@ __all__ = [
     "Service",
     "Translator",
     "Trap",
+    "VectorState",
+    "api_address",
     "hookimpl",
 ]
+
+
+def api_address() -> int:
+    """Address of the process's `umdev_api` (umdev.h), for message loops in C; valid for the life of the process."""
+    return int(ffi.cast("uintptr_t", lib.umdev_get_api()))
