@@ -237,7 +237,7 @@ def _own_handlers(cls: type[Block[Any]], declared: Mapping[str, Any]) -> Mapping
     for name, function in vars(cls).items():
         marks: tuple[tuple[Any, Event], ...] = getattr(function, "__umdev_handles__", ())
         for target, event in marks:
-            if declared.get(target.name) is not target:
+            if target not in declared.values():
                 raise DeclarationError(f"{cls.__name__}.{name} handles {target.name}, no register of this class")
             other = own.setdefault((target.name, event), name)
             if other != name:

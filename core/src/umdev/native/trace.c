@@ -124,8 +124,8 @@ void umdev_trace_add(const umdev_trace_record *record)
     }
     uint64_t head = __atomic_load_n(&ring->header->head, __ATOMIC_RELAXED); /* only this thread writes it */
     umdev_trace_record *place = &ring->records[head & (ring->capacity - 1)];
-    __atomic_store_n(&place->sequence, 0, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* whoever sees a new member sees sequence 0 first */
+    /* An exchange, for its acquire half: no member's store moves before it (TSan knows no fences). */
+    __atomic_exchange_n(&place->sequence, 0, __ATOMIC_ACQ_REL);
     memcpy((uint8_t *)place + sizeof place->sequence, (const uint8_t *)record + sizeof record->sequence,
            sizeof *record - sizeof record->sequence);
     __atomic_store_n(&place->sequence, head + 1, __ATOMIC_RELEASE);
