@@ -1,1 +1,1 @@
-"""The umdev command."""
+"""The `umdev` command."""

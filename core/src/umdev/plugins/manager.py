@@ -128,6 +128,9 @@ class Plugins:
                 parent = self._load(Group.PARENTS, name)
                 if not isinstance(parent, Parent):
                     self._refuse(Group.PARENTS, name, "load", TypeError(f"{parent!r} is not an umdev.device.Parent"))
+                if parent.name != name:
+                    reason = f"the parent's name is {parent.name!r}, the entry point's {name!r}; they must agree"
+                    self._refuse(Group.PARENTS, name, "load", ValueError(reason))
                 self._parents[name] = parent
             loaded: Parent = self._parents[name]
             return loaded
@@ -139,6 +142,10 @@ class Plugins:
     def load_hypervisor(self, name: str) -> Any:
         """The hypervisor plugin of that name, registered. Raises: NotFound, PluginConflict, PluginError."""
         return self._load_registered(Group.HYPERVISORS, name)
+
+    def load_addon(self, name: str) -> Any:
+        """The add-on of that name, registered. Raises: NotFound, PluginConflict, PluginError."""
+        return self._load_registered(Group.ADDONS, name)
 
     def load_addons(self) -> None:
         """Register every add-on; the first service or broadcast does it. One that fails is logged, not raised."""

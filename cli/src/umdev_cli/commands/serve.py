@@ -1,0 +1,53 @@
+"""`umdev serve`: a device in the foreground, by QEMU's conventions for vfio-user back ends."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+from umdev import runtime
+from umdev.errors import Conflict
+
+from umdev_cli import control, host, hosts, options, parents
+from umdev_cli.definitions import Definition, Definitions, Named
+from umdev_cli.identity import is_uuid, new_uuid
+
+
+@click.command
+@click.argument("device", metavar="TYPE_OR_UUID")
+@options.parent("Parent of the device; needed where several offer the type.")
+@options.uuid("UUID for a device given by its type; made up if left out.")
+@click.option("--socket-path", metavar="PATH", help="Listen here; in the runtime directory if neither is given.")
+@click.option("--fd", type=click.IntRange(min=0), help="Serve this connected socket instead.")
+@click.option("--bus", default="vfio-user", show_default=True, help="Bus that serves the device.")
+def command(
+    *, device: str, parent: str | None, uuid: str | None, socket_path: str | None, fd: int | None, bus: str
+) -> None:
+    """Serve a device until SIGTERM, or until the client of --fd is gone.
+
+    The device is a defined one (its UUID) or a new one of a type. The exact -device argument for QEMU is the first line
+    on stdout; what the device logs goes to stderr.
+    """
+    if socket_path is not None and fd is not None:
+        raise click.UsageError("--socket-path and --fd exclude each other")
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+    named = _resolve(device, parent, uuid)
+    owner = parents.check(named.parent, named.definition)
+    directory = runtime.runtime_directory()
+    hosts.tidy(directory)
+    claimed = hosts.claim_folder(directory, named.parent if owner.shared_process else named.uuid)
+    if claimed is None:
+        what = f"devices of {named.parent} share one process" if owner.shared_process else f"{named.uuid} is in use"
+        raise Conflict(f"{what}, which runs already; use umdev start, or stop what runs")
+    request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path)
+    with host.open_host(directory, *claimed, named.parent, bus) as serving:
+        described = serving.add(request, descriptor=fd)
+        if described["device"] is not None:
+            click.echo(f"-device '{described['device']}'")
+        host.serve(serving)
+
+
+def _resolve(device: str, parent: str | None, uuid: str | None) -> Named:
+    if is_uuid(device):
+        return Definitions().one(device.lower(), parent)
+    return Named(uuid or new_uuid(), parent or parents.offering(device).name, Definition(device))

@@ -1,0 +1,139 @@
+"""Definitions of devices: mdevctl's layout and format, a JSON file `CONFIG/PARENT/UUID` for each.
+
+They outlive processes, reboots and the runtime directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from umdev.errors import Conflict, InvalidArgument, NotFound
+from umdev.runtime import config_directory
+
+from .identity import is_uuid
+
+__all__ = ["Definition", "Definitions", "Named"]
+
+
+class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=False):
+    """What a definition file says. Raises: InvalidArgument where an attribute is not one name with one value."""
+
+    mdev_type: str
+    start: Literal["auto", "manual"] = "manual"
+    attrs: list[dict[str, str]] = []
+
+    def __post_init__(self) -> None:
+        for index, attribute in enumerate(self.attrs):
+            if len(attribute) != 1:
+                raise ValueError(f"attribute {index} must have one name, not {len(attribute)}")
+
+    def attributes(self) -> dict[str, str]:
+        """Name -> value. Raises: InvalidArgument when a name stands twice."""
+        found: dict[str, str] = {}
+        for attribute in self.attrs:
+            for name, value in attribute.items():
+                if name in found:
+                    raise InvalidArgument(f"attribute {name!r} is given twice; remove one with --delattr --index")
+                found[name] = value
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A definition with what identifies it."""
+
+    uuid: str
+    parent: str
+    definition: Definition
+
+
+def read(path: Path) -> Definition:
+    """Read a definition file. Raises: NotFound, InvalidArgument with the place in the file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Definition)
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}") from None
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path} is no definition: {error}") from error
+
+
+class Definitions:
+    """The definitions in a configuration directory."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """`directory` stands in for the user's configuration directory."""
+        self._directory = directory or config_directory()
+
+    def all(self, uuid: str | None = None, parent: str | None = None) -> list[Named]:
+        """Those that match, by parent and UUID. Raises: InvalidArgument when a file can't be read."""
+        found = []
+        for folder in _folders(self._directory):
+            if parent in (None, folder.name):
+                names = sorted(
+                    path.name for path in folder.iterdir() if is_uuid(path.name) and uuid in (None, path.name)
+                )
+                found += [Named(name, folder.name, read(folder / name)) for name in names]
+        return found
+
+    def one(self, uuid: str, parent: str | None = None) -> Named:
+        """The only one that matches. Raises: NotFound, Conflict when parents share the UUID, InvalidArgument."""
+        found = self.all(uuid, parent)
+        if not found:
+            raise NotFound(f"{uuid} is not defined{f' for {parent}' if parent else ''}")
+        if len(found) > 1:
+            parents = ", ".join(each.parent for each in found)
+            raise Conflict(f"{uuid} is defined for several parents ({parents}); say which with --parent")
+        return found[0]
+
+    def add(self, named: Named) -> None:
+        """Raises: Conflict when it is defined already, InvalidArgument for an impossible parent name."""
+        if self._path(named.parent, named.uuid).exists():
+            raise Conflict(f"{named.uuid} is defined for {named.parent} already")
+        self.replace(named)
+
+    def replace(self, named: Named) -> None:
+        """Write a definition, whole or not at all."""
+        path = self._path(named.parent, named.uuid)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        encoded = msgspec.json.format(msgspec.json.encode(named.definition), indent=2)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(encoded + b"\n")
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    def remove(self, named: Named) -> None:
+        """Raises: NotFound when it is gone already."""
+        path = self._path(named.parent, named.uuid)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            raise NotFound(f"{named.uuid} is not defined for {named.parent}") from None
+        with contextlib.suppress(OSError):  # other definitions of the parent remain
+            path.parent.rmdir()
+
+    def _path(self, parent: str, uuid: str) -> Path:
+        if parent in ("", ".", "..") or "/" in parent or "\0" in parent:
+            raise InvalidArgument(f"{parent!r} can't be the name of a parent")
+        return self._directory / parent / uuid
+
+
+def _folders(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,71 @@
+"""What people and programs read: tables, JSON, warnings, and a sign of life for what takes longer than two seconds.
+
+A table on a terminal is drawn by rich, which respects NO_COLOR; anywhere else it is plain aligned text. Nothing here
+imports rich unless a table goes to a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["dump_json", "note", "table", "waiting"]
+
+PATIENCE = 2.0
+"""Seconds after which a wait is explained."""
+
+
+def dump_json(value: Any) -> None:
+    """Write a value as indented JSON, as mdevctl does."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """Tell people something beside the command's output, in one line on stderr."""
+    click.echo(f"umdev: {text}", err=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows under headers."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(*headers, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
+    for row in (headers, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say what is being waited for once it has lasted two seconds, and every two seconds how long already."""
+    started = time.monotonic()
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(PATIENCE):
+            note(f"{text} ... {time.monotonic() - started:.0f} s")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

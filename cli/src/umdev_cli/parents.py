@@ -1,0 +1,60 @@
+"""What commands need of parents. Imports plugins, so only commands that can't do without import this."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from umdev.errors import Conflict, InvalidArgument, NotFound, UmdevError
+from umdev.plugins import plugins
+
+from .failures import Exit, exit_code, line
+from .output import note
+
+if TYPE_CHECKING:
+    from umdev.device import Parent
+
+    from .definitions import Definition
+
+__all__ = ["check", "every", "offering"]
+
+
+def every() -> tuple[list[Parent], int]:
+    """All parents that can be loaded, by name; the others are told on stderr. Also the exit code for that: 5 where two
+    distributions claim one name, else 0.
+    """
+    found, code = [], Exit.OK
+    for name in sorted({info.name for info in plugins().parents()}):
+        try:
+            found.append(plugins().load_parent(name))
+        except UmdevError as error:
+            note(line(error))
+            if exit_code(error) == Exit.CONFLICT:
+                code = Exit.CONFLICT
+    return found, code
+
+
+def check(parent_name: str, definition: Definition) -> Parent:
+    """The parent, which offers the type with these attributes.
+
+    Raises: NotFound, InvalidArgument, PluginConflict, PluginError.
+    """
+    parent = plugins().load_parent(parent_name)
+    offered = parent.type(definition.mdev_type)
+    for name in definition.attributes():
+        if name not in offered.attributes:
+            known = ", ".join(offered.attributes) or "none"
+            raise InvalidArgument(f"type {offered.id} has no attribute {name!r}; it has: {known}")
+    return parent
+
+
+def offering(type_id: str) -> Parent:
+    """The only parent that offers a type. Raises: NotFound, Conflict when several do."""
+    parents, _code = every()
+    found = [parent for parent in parents if type_id in parent.types]
+    if not found:
+        types = ", ".join(sorted(offered for parent in parents for offered in parent.types)) or "none"
+        raise NotFound(f"no parent offers a type {type_id!r}; there are: {types}")
+    if len(found) > 1:
+        names = ", ".join(parent.name for parent in found)
+        raise Conflict(f"several parents offer {type_id} ({names}); say which with --parent")
+    return found[0]
