@@ -113,7 +113,7 @@ def _machine_sources(etc: Path) -> Iterator[Source]:
 def _likeness(uri: str, source: Source) -> int:
     """Rate how surely this is a mirror of Debian itself; 0 = it is not."""
     names = {suite.removesuffix("-updates").removesuffix("-backports") for suite in source.suites}
-    if not names & (_CODENAMES | _ALIASES) or "main" not in source.components or "security" in uri:
+    if not names & (_CODENAMES | _ALIASES) or "main" not in source.components:
         return 0
     address = urlsplit(uri)
     host = address.hostname or ""

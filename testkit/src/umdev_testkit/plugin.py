@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from umdev.device import Device
+    from umdev.driver import Function
 
     from umdev_testkit.fixtures import LinuxGuests
 
@@ -32,3 +35,30 @@ def linux_guest(tmp_path: Path) -> Iterator[LinuxGuests]:
         yield guests
     finally:
         guests.close()
+
+
+@pytest.fixture
+def loopback_function() -> Iterator[Callable[[Device], Function]]:
+    """`loopback_function(device)`: the driver's view of a device with no VM. Both are closed at the test's end."""
+    yield from _functions("loopback")
+
+
+@pytest.fixture
+def vfio_user_function() -> Iterator[Callable[[Device], Function]]:
+    """`vfio_user_function(device)`: the same over a socket, with a server and a client in this process."""
+    yield from _functions("vfio-user")
+
+
+@pytest.fixture(params=["loopback", "vfio-user", "vfio-user-messages"])
+def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], Function]]:
+    """`any_function(device)`: the test runs once on every bus of `umdev_testkit.functions.ATTACHMENTS`."""
+    yield from _functions(request.param)
+
+
+def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
+    from contextlib import ExitStack
+
+    from umdev_testkit.functions import attached
+
+    with ExitStack() as stack:
+        yield lambda device: stack.enter_context(attached(device, attachment))
