@@ -9,8 +9,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from umdev.errors import (
     Conflict,
@@ -29,6 +28,7 @@ from .protocol.constants import MAX_FDS, Command
 from .protocol.version import MAJOR, MINOR, OURS, Capabilities, decode_version, encode_version
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 TIMEOUT = 5.0
@@ -38,6 +38,7 @@ _CHUNK = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _REFUSED: dict[int, type[UmdevError]] = {
     errno.EINVAL: InvalidArgument,
+    errno.E2BIG: InvalidArgument,
     errno.EEXIST: Conflict,
     errno.EOPNOTSUPP: NotSupported,
     errno.ENOTTY: NotSupported,
@@ -62,8 +63,14 @@ class Client:
     After Disconnected, ProtocolError or a reply that did not come in time the client is of no use; close it.
     """
 
-    def __init__(self, end: socket.socket, *, memory: Memory | None = None, timeout: float = TIMEOUT,
-                 capabilities: Capabilities = OURS) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        memory: Memory | None = None,
+        timeout: float = TIMEOUT,
+        capabilities: Capabilities = OURS,
+    ) -> None:
         """Take over a connected stream socket and negotiate. `timeout` is in seconds, for every reply.
 
         Raises: ProtocolError, Disconnected, TransportError.
@@ -89,8 +96,9 @@ class Client:
             raise
 
     @classmethod
-    def connect(cls, path: str, *, memory: Memory | None = None, timeout: float = TIMEOUT,
-                capabilities: Capabilities = OURS) -> Client:
+    def connect(
+        cls, path: str, *, memory: Memory | None = None, timeout: float = TIMEOUT, capabilities: Capabilities = OURS
+    ) -> Client:
         """A client of the server that listens at `path`. Raises: SocketPathError, and as the constructor."""
         end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -109,7 +117,9 @@ class Client:
             raise ProtocolError(f"the server speaks vfio-user {major}.{minor}, this end {MAJOR}.{MINOR}")
         return server
 
-    def request(self, command: Command, payload: bytes = b"", descriptors: Sequence[int] = ()) -> tuple[bytes, tuple[int, ...]]:
+    def request(
+        self, command: Command, payload: bytes = b"", descriptors: Sequence[int] = ()
+    ) -> tuple[bytes, tuple[int, ...]]:
         """Payload and descriptors of the reply; the descriptors are the caller's.
 
         Raises: InvalidArgument, Conflict, NotSupported or TransportError with the server's errno; Disconnected;
@@ -162,7 +172,7 @@ class Client:
         self._socket.close()
         os.close(self._wake)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

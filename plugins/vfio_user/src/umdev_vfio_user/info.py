@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from umdev.driver import RegionInfo
 
 INTX = 0
+MSIX = 2
 
 
 def device_info() -> bytes:
@@ -57,7 +58,8 @@ def region_io_fds(index: int) -> bytes:
 
 
 def irq_info(index: int, counts: Sequence[int]) -> bytes:
-    """INTx masks itself when it has been signalled; the others are set up as a whole."""
-    flags = IrqInfoFlag.EVENTFD
-    flags |= IrqInfoFlag.MASKABLE | IrqInfoFlag.AUTOMASKED if index == INTX else IrqInfoFlag.NORESIZE
+    """INTx masks itself when it has been signalled; the others are set up as a whole; ERR and REQ have no masks."""
+    flags = IrqInfoFlag.EVENTFD | (IrqInfoFlag.AUTOMASKED if index == INTX else IrqInfoFlag.NORESIZE)
+    if index <= MSIX:
+        flags |= IrqInfoFlag.MASKABLE
     return layout.IRQ_INFO.pack(layout.IRQ_INFO.size, flags, index, counts[index])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from umdev.bus import InterruptPort
 
 INTX = 0
+MSIX = 2
 DISCONNECT = -1
 
 
@@ -30,8 +31,8 @@ def apply(request: SetIrqs, port: InterruptPort, counts: Sequence[int]) -> None:
     if request.data is IrqData.EVENTFD:
         _connect(request, port, vectors)
         return
-    if request.action is not IrqAction.TRIGGER and request.index != INTX:
-        raise Refused(errno.EINVAL, "only INTx is masked by message: the others have their masks in PCI structures")
+    if request.action is not IrqAction.TRIGGER and request.index > MSIX:
+        raise Refused(errno.EINVAL, "ERR and REQ have no masks")
     act = {IrqAction.MASK: port.mask, IrqAction.UNMASK: port.unmask, IrqAction.TRIGGER: port.trigger}[request.action]
     for position, vector in enumerate(vectors):
         if request.data is IrqData.NONE or request.chosen[position]:

@@ -24,8 +24,7 @@ READABLE: int = lib.UMDEV_LINK_READABLE
 WRITABLE: int = lib.UMDEV_LINK_WRITABLE
 POSTABLE: int = lib.UMDEV_LINK_POSTABLE
 
-TRANSFER_ADDRESS: int = lib.umdev_link_transfer_address()
-"""Address of the `umdev_message_transfer` that serves DMA by message; its context is `Link.address`."""
+NULL: Any = ffi.NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,8 @@ class Link:
         """
         table = ffi.cast("umdev_api *", api)
         if table.header.major != 1 or table.header.size < ffi.sizeof("umdev_api"):
-            raise NotSupported(
-                f"umdev-vfio-user was built for ABI 1 of the core, which has {table.header.major}.{table.header.minor}: "
-                "install the versions that belong together"
-            )
+            has = f"{table.header.major}.{table.header.minor}"
+            raise NotSupported(f"umdev-vfio-user was built for ABI 1 of the core, which has {has}: install both anew")
         pointer = lib.umdev_link_new(table, ffi.cast("umdev_device *", device))
         if pointer == ffi.NULL:
             raise MemoryError
@@ -58,9 +55,14 @@ class Link:
         self._message = ffi.new("umdev_link_message *")
 
     @property
-    def address(self) -> int:
-        """The `umdev_link *`, valid until `close`."""
-        return int(ffi.cast("uintptr_t", self._open()))
+    def transfer(self) -> Any:
+        """The `umdev_message_transfer` that reaches this client's memory."""
+        return ffi.cast("umdev_message_transfer", lib.umdev_link_transfer_address())
+
+    @property
+    def context(self) -> Any:
+        """What goes with it, valid until `close`."""
+        return ffi.cast("void *", self._open())
 
     def set_region(self, index: int, size: int, flags: int) -> None:
         """Before the first client: what C lets through to the device."""
@@ -86,7 +88,7 @@ class Link:
         """Negotiation is over: accesses are served in C."""
         lib.umdev_link_set_ready(self._open(), min(max_transfer, lib.UMDEV_LINK_MAX_TRANSFER))
 
-    def set_answer_first(self, answer_first: bool) -> None:  # noqa: FBT001 - a setter of one switch
+    def set_answer_first(self, answer_first: bool) -> None:
         """Whether a memory-BAR write is answered before its handler runs."""
         lib.umdev_link_set_answer_first(self._open(), answer_first)
 

@@ -6,11 +6,10 @@ import json
 import logging
 import os
 import select
-import socket
 import threading
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from umdev.bus import Attachment, ResetKind
+from umdev.bus import Attachment, ResetKind, api_address
 from umdev.errors import Disconnected, InvalidArgument, ProtocolError, StateError, TransportError
 
 from . import link as links
@@ -19,6 +18,7 @@ from .link import Link
 from .session import Session
 
 if TYPE_CHECKING:
+    import socket
     from types import TracebackType
 
     from umdev.device import Device
@@ -72,13 +72,13 @@ class Server:
         self._inode = -1
         self._open_socket(descriptor)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._link = Link(device.native.api_address, device.native.address)
+        self._link = Link(api_address(), device.native.address)
         try:
             self._link.set_reply_timeout(reply_timeout)
             if wire_log is not None:
                 with open(wire_log, "ab") as file:  # noqa: PTH123 - also takes /dev/stderr and the like
                     self._link.set_log(file.fileno())
-            self.attachment = Attachment(device, "vfio-user")
+            self.attachment = Attachment(device, "vfio-user", endpoint=self)
             self._describe_regions()
             self._attach()
         except BaseException:
@@ -131,7 +131,7 @@ class Server:
                 self.attachment.detach(self._kind)
             self._release()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -161,7 +161,7 @@ class Server:
         return index != CONFIG_REGION and region is not None and region.kind != "io"
 
     def _attach(self) -> None:
-        self.attachment.memory.set_messages(links.TRANSFER_ADDRESS, self._link.address)
+        self.attachment.memory.set_messages(self._link.transfer, self._link.context)
         self.attachment.attach()
 
     def _next_client(self) -> socket.socket | None:
@@ -220,7 +220,7 @@ class Server:
 
     def _release(self) -> None:
         self._closed = True
-        self.device.address_space.set_messages(0)
+        self.device.address_space.set_messages(links.NULL)
         self._link.close()
         os.close(self._wake)
         for end in (self._listener, self._connected):

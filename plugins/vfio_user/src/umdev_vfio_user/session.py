@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +38,8 @@ from .protocol.constants import Command
 from .protocol.requests import FROM_CLIENT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from umdev.bus import Attachment
 
     from .link import Link
@@ -96,7 +97,9 @@ class Session:
                 log.debug("%s: %s", self.attachment.device, error)
             else:
                 self.link.log(describe(message, request, "ok"))
-                self.link.send(Connection.reply(message, reply.payload), reply.descriptors if message.wants_reply else ())
+                self.link.send(
+                    Connection.reply(message, reply.payload), reply.descriptors if message.wants_reply else ()
+                )
         finally:
             for descriptor in message.descriptors:
                 os.close(descriptor)
@@ -145,7 +148,7 @@ class Session:
         if self._message_maps:
             self._message_maps.difference_update(mapping.iova for mapping in gone)
             self.link.set_answer_first(bool(self._message_maps))
-            return Answer(request.payload)
+        return Answer(request.payload)
 
     def _region_info(self, request: GetRegionInfo) -> Answer:
         info = self.attachment.regions.get(request.index)

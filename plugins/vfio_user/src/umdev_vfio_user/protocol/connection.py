@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from umdev.errors import ProtocolError, StateError
 
@@ -12,6 +12,9 @@ from .constants import MAX_FDS, MAX_MESSAGE, TYPE_MASK, Command, HeaderFlag
 from .events import Event, Message, Reply
 from .requests import FROM_CLIENT, FROM_SERVER, Refused, decode_request
 from .structs import HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_UNDER_WAY = 1024
 """Requests that may wait for their replies."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .constants import Command, DmaMapFlag, HeaderFlag, IrqAction, IrqData
-from .version import Capabilities
+
+if TYPE_CHECKING:
+    from .version import Capabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from struct import Struct
+from typing import TYPE_CHECKING
 
 from umdev.errors import ProtocolError
 
@@ -42,6 +41,10 @@ from .events import (
     Version,
 )
 from .version import decode_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from struct import Struct
 
 END_OF_ADDRESSES = 1 << 64
 
@@ -97,7 +100,8 @@ def _dma_unmap(message: Message) -> Request:
     argsz, flags, address, size = _fixed(message, structs.DMA_UNMAP, exact=False)
     _require(argsz >= structs.DMA_UNMAP.size, f"DMA_UNMAP argsz {argsz}")
     _require(not flags & DmaUnmapFlag.GET_DIRTY_BITMAP, "dirty page logging is not offered", errno.EOPNOTSUPP)
-    _require(not flags & ~DmaUnmapFlag.ALL, f"DMA_UNMAP flags {flags:#x}")
+    # int(): the inversion of a flag knows named bits only.
+    _require(not flags & ~int(DmaUnmapFlag.ALL), f"DMA_UNMAP flags {flags:#x}")
     _require(len(message.payload) == structs.DMA_UNMAP.size, f"DMA_UNMAP with {len(message.payload)} bytes of payload")
     everything = bool(flags & DmaUnmapFlag.ALL)
     if everything:
