@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
-from umdev.errors import InvalidArgument, NotMapped, ServiceUnavailable, StateError
+from umdev.errors import InvalidArgument, NotMapped, StateError
 from umdev.services import Protection, ProtectMode
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class MemoryServices(Protocol):
     def translator(self) -> Translator:
         """Raises: ServiceUnavailable."""
 
-    def mapper(self) -> MemoryMapper:
-        """Raises: ServiceUnavailable, where the bus maps memory before the device asks."""
+    def mapper(self) -> MemoryMapper | None:
+        """None where the bus maps memory before the device asks."""
 
 
 class _Pin(NamedTuple):
@@ -51,8 +51,7 @@ class DeviceMemory:
     nothing at or after the error's `iova` was transferred.
     """
 
-    def __init__(self, memory: AddressSpace, services: Callable[[], MemoryServices]) -> None:
-        """`services` is called whenever one is needed: they change with the attachment."""
+    def __init__(self, memory: AddressSpace, services: MemoryServices) -> None:
         self._memory = memory
         self._services = services
         self._pins: dict[tuple[int, int], _Pin] = {}  # by space and page
@@ -149,7 +148,7 @@ class DeviceMemory:
         Raises: PinLimit, NotMapped, NotSupported (by message only), ServiceUnavailable.
         """
         wanted = _pages(address, pages)
-        pinner = self._services().pinner()
+        pinner = self._services.pinner()
         done: list[tuple[int, HostVirt]] = []
         try:
             for page in wanted:
@@ -177,7 +176,7 @@ class DeviceMemory:
                     self._pins[space, page] = known._replace(times=known.times - 1)
                 freed.append(known.host)
         if freed:
-            pinner = self._services().pinner()
+            pinner = self._services.pinner()
             for host in freed:
                 pinner.unpin(host, 1)
 
@@ -199,15 +198,15 @@ class DeviceMemory:
 
         Raises: ServiceUnavailable (nobody gives that guarantee here; with reasons), ProtectorBusy, NotMapped.
         """
-        self._services().protector(mode).protect(pages, notify)
+        self._services.protector(mode).protect(pages, notify)
 
     def unprotect(self, mode: ProtectMode, pages: Sequence[Iova]) -> None:
         """Undo; pages never protected are ignored."""
-        self._services().protector(mode).unprotect(pages)
+        self._services.protector(mode).unprotect(pages)
 
     def collect(self) -> Iterable[Iova]:
         """TRACK: pages stored to since they were last reported, ascending; armed again, so read them now."""
-        return self._services().protector(ProtectMode.TRACK).collect()
+        return self._services.protector(ProtectMode.TRACK).collect()
 
     def translate(
         self, address: int, length: int, protection: Protection = Protection.READ, *, space: int = 0
@@ -217,7 +216,7 @@ class DeviceMemory:
         Raises: NotMapped, NotPermitted, NotSupported (by message only).
         """
         self.ensure_mapped(address, length, protection, space=space)
-        return self._services().translator().translate(Iova(address), length, protection, space)
+        return self._services.translator().translate(Iova(address), length, protection, space)
 
     def close(self) -> None:
         """Unpin everything. May be called twice."""
@@ -225,7 +224,7 @@ class DeviceMemory:
         with self._lock:
             pins, self._pins = self._pins, {}
         if pins:
-            pinner = self._services().pinner()
+            pinner = self._services.pinner()
             for times, host in pins.values():
                 for _ in range(times):
                     pinner.unpin(host, 1)
@@ -233,10 +232,12 @@ class DeviceMemory:
     def _map(self, error: NotMapped, protection: Protection, space: int) -> None:
         """Map what was missing; raises the error again where that can't be done, or did not help."""
         try:
-            mapped = self._services().mapper().map(Iova(error.iova), error.length, protection, space)
-        except (ServiceUnavailable, StateError):
+            mapper = self._services.mapper()
+        except StateError:  # not attached, so nothing is mapped
             raise error from None
-        if not mapped or self._memory.find(error.iova, space) is None:
+        if mapper is None or not mapper.map(Iova(error.iova), error.length, protection, space):
+            raise error
+        if self._memory.find(error.iova, space) is None:
             raise error
 
     def _forget(self, mapping: Mapping) -> None:
