@@ -3,7 +3,8 @@
 from .addresses import GuestPhys, HostVirt, Iova
 from .attach import Attachment
 from .hookspecs import hookimpl
-from .memory.address_space import AddressSpace, Mapping
+from .memory.address_space import AddressSpace
+from .memory.mapping import Mapping
 from .services import (
     Decline,
     MemoryMapper,

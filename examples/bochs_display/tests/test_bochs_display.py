@@ -3,7 +3,6 @@
 import random
 
 import pytest
-
 from umdev_bochs_display import BochsDisplay
 from umdev_bochs_display.screenshot import picture
 

@@ -10,7 +10,6 @@ import tokenize
 from pathlib import Path
 
 import pytest
-
 import umdev_edu.device
 from umdev_edu import Edu
 
@@ -98,7 +97,9 @@ def test_dma_out_and_back(edu):
     assert buffer.read(5000, len(data)) == data
 
 
-@pytest.mark.parametrize(("at", "count"), [(BUFFER - 1, 8), (BUFFER + 4090, 8), (BUFFER, 4097), (0, 8), (BUFFER, 2**63)])
+@pytest.mark.parametrize(
+    ("at", "count"), [(BUFFER - 1, 8), (BUFFER + 4090, 8), (BUFFER, 4097), (0, 8), (BUFFER, 2**63)]
+)
 def test_dma_outside_the_buffer_moves_nothing(edu, at, count):
     bar, buffer = edu.bars[0], edu.allocate(8192)
     buffer.write(0, b"\x5a" * 8192)

@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-
 from umdev.device import InvalidArgument, NoInstanceLeft
 from umdev_mtty import Mtty1, Mtty2, parent
 

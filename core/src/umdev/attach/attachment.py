@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..driver import RegionInfo
 from ..errors import StateError
+from ..pci.indexes import IrqIndex
+from ..pci.interrupts import VectorState
 from ..pci.reset import ResetKind
 from ..plugins import plugins
 from .services import BoundServices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..device import Device
     from ..device.dispatch import NativeDevice
+    from ..driver import RegionInfo
     from ..memory.address_space import AddressSpace
     from ..pci.interrupts import InterruptPort
-
-CONFIG_REGION = 7
-ROM_REGION = 6
-REGION_COUNT = 9
+    from ..services import Area
 
 
 class AttachmentState(enum.Enum):
@@ -37,8 +38,9 @@ class AttachmentState(enum.Enum):
 class Attachment:
     """Made by a bus driver, for a device that no other attachment holds.
 
-    `hypervisor` names the plugin that offers category (b) services for this VM, if there is one. The state changes only
-    by the methods below, from any thread, one at a time; a call that does not fit raises StateError and changes nothing.
+    `hypervisor` names the plugin that offers category (b) services for this VM, if there is one. The state changes
+    only by the methods below, from any thread, one at a time; a call that does not fit raises StateError and changes
+    nothing.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Attachment:
         self.services = BoundServices(self)
         self.on_bar_moved: Callable[[int, int], None] | None = None
         """Called with (region index, address) under the device lock, for buses that place BARs themselves."""
+        self._passed: frozenset[Area] | None = None
         self._state = AttachmentState.DETACHED
         self._guard = threading.RLock()
 
@@ -77,13 +80,17 @@ class Attachment:
 
     @property
     def regions(self) -> dict[int, RegionInfo]:
-        """Region of each VFIO index that the function has."""
-        return self.device.region_infos
+        """Region of each VFIO index that the function has, with the areas that the bus passes through."""
+        infos = self.device.region_infos
+        if self._passed is not None:
+            for index, info in infos.items():
+                infos[index] = replace(info, areas=tuple(area for area in info.areas if area in self._passed))
+        return infos
 
     @property
-    def irq_counts(self) -> tuple[int, int, int, int, int]:
+    def irq_counts(self) -> tuple[int, ...]:
         """Vectors of each VFIO index: INTx, MSI, MSI-X, ERR, REQ."""
-        return self.device.interrupts.counts
+        return tuple(self.interrupts.vectors(index) for index in IrqIndex)
 
     def attach(self) -> None:
         """Bind the services that every driver needs and announce the attachment.
@@ -98,7 +105,7 @@ class Attachment:
             try:
                 for index in self.regions:
                     self.services.trap(index)
-                self.services.passthroughs()
+                self._passed = self.services.passthroughs()
                 self.services.interrupts()
                 self._state = AttachmentState.ATTACHED
                 plugins().tell("umdev_attached", attachment=self)
@@ -161,13 +168,17 @@ class Attachment:
     def _release(self) -> None:
         self.memory.unmap_all()
         self.interrupts.disconnect_all()
+        self.interrupts.set_policy(VectorState.CORE)
         self.services.close()
         self.device.release_attachment(self)
         # A bus may attach the same device again later; what was bound or refused then says nothing about now.
         self.services = BoundServices(self)
+        self._passed = None
         self._state = AttachmentState.DETACHED
 
     def _expect(self, call: str, *states: AttachmentState) -> None:
         if self._state not in states:
             wanted = " or ".join(state.value for state in states)
-            raise StateError(f"{call}() needs an attachment that is {wanted}; {self.device} on {self.bus} is {self._state.value}")
+            raise StateError(
+                f"{call}() needs an attachment that is {wanted}; {self.device} on {self.bus} is {self._state.value}"
+            )

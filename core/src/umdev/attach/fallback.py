@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addresses import HostVirt, Iova
 from ..hookspecs import hookimpl
 from ..memory.compare import ComparisonProtector
 from ..memory.pins import PinTable
 from ..services import Decline, PagePinner, PageProtector, Protection, ProtectMode, Translator
 
 if TYPE_CHECKING:
+    from ..addresses import HostVirt, Iova
     from ..memory.address_space import AddressSpace
     from .attachment import Attachment
 

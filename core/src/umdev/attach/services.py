@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import ServiceUnavailable, StateError
 from ..plugins import plugins
 from ..services import (
+    Area,
     InterruptSink,
     MemoryMapper,
     PagePinner,
     PageProtector,
-    Passthrough,
     ProtectMode,
     Service,
     Translator,
@@ -21,6 +20,8 @@ from ..services import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .attachment import Attachment
 
 ServiceT = TypeVar("ServiceT", bound=Service)
@@ -29,7 +30,7 @@ ServiceT = TypeVar("ServiceT", bound=Service)
 class BoundServices:
     """What the plugins answered for one attachment.
 
-    `traps`, `passthroughs` and `interrupts` are bound when the device is attached; the others when the model first asks,
+    Traps, passthroughs and interrupts are bound when the device is attached; the others when the model first asks,
     since asking costs and most models use few. Any thread.
     """
 
@@ -44,17 +45,21 @@ class BoundServices:
         """Raises: ServiceUnavailable."""
         return self._bind(f"trap[{region}]", lambda: plugins().trap(self._attachment, region))
 
-    def passthroughs(self) -> list[Passthrough]:
-        """Offer every declared window to the bus. One that is declined stays trapped, and `refused` says why."""
-        bound = []
-        for info in self._attachment.regions.values():
-            for area in info.areas:
-                name = f"passthrough[{area.region}+{area.offset:#x}]"
-                try:
-                    bound.append(self._bind(name, lambda area=area: plugins().passthrough(self._attachment, area)))  # type: ignore[misc]  # the default binds the loop's value
-                except ServiceUnavailable:
-                    continue
-        return bound
+    def passthroughs(self) -> frozenset[Area]:
+        """Offer every declared window to the bus; returns what it passes through.
+
+        A window that is declined stays trapped, and `refused` says why.
+        """
+        areas = [area for info in self._attachment.regions.values() for area in info.areas]
+        return frozenset(area for area in areas if self._pass(area))
+
+    def _pass(self, area: Area) -> bool:
+        name = f"passthrough[{area.region}+{area.offset:#x}]"
+        try:
+            self._bind(name, lambda: plugins().passthrough(self._attachment, area))
+        except ServiceUnavailable:
+            return False
+        return True
 
     def interrupts(self) -> InterruptSink:
         """Raises: ServiceUnavailable."""

@@ -22,7 +22,7 @@ from ..errors import (
     StateError,
     UmdevError,
 )
-from ..memory.address_space import Mapping
+from ..memory.mapping import Mapping
 from ..pci import Interrupts, Msi, Msix, PciExpress, PciId, PowerManagement, VendorSpecific
 from ..pci.reset import ResetKind
 from ..services import PageWrite, ProtectMode
@@ -34,7 +34,7 @@ from .memory import DeviceMemory
 from .model import Device
 from .native import Native
 from .parent import DeviceContext, DeviceType, Parent
-from .query import query
+from .queries import query
 from .registers import (
     RC,
     RESERVED,

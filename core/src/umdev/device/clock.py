@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NANOSECONDS = 1_000_000_000
 
@@ -89,7 +92,7 @@ class ManualClock(Clock):
         self._now_ns = now_ns
 
     def drive(self, runner: Callable[[int], int | None]) -> None:
-        """Register a work queue. `runner(until_ns)` runs its first item due by then and returns its due time, or None."""
+        """Register a work queue: `runner(until_ns)` runs its first item due by then and says when that was."""
         self._runners.append(runner)
 
     def advance(self, seconds: float = 0.0) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..errors import DeclarationError, SaveError, StateError
-from ..memory.address_space import AddressSpace, Mapping as DmaMapping
-from ..pci import BarInfo, Capability, ConfigSpace, Interrupts, InterruptPort, PciId, PowerManagement
+from ..memory.address_space import AddressSpace
+from ..pci import BarInfo, Capability, ConfigSpace, InterruptPort, Interrupts, PciExpress, PciId, PowerManagement
 from ..pci.reset import ResetKind
-from . import query as queries
-from . import saved, state
+from . import queries, saved, state
 from .arrays import RegisterArray
 from .bars import Bar
 from .blocks import Block, Window
-from .clock import Clock
 from .control import Control
 from .dispatch import NativeDevice
 from .memory import DeviceMemory
@@ -25,8 +22,12 @@ from .registers import Register
 from .work import Job, Work, WorkQueue
 
 if TYPE_CHECKING:
-    from ..attach import Attachment
+    from collections.abc import Callable, Mapping
+
+    from ..attach import Attachment, BoundServices
     from ..driver import RegionInfo
+    from ..memory.mapping import Mapping as DmaMapping
+    from .clock import Clock
 
 log = logging.getLogger("umdev.device")
 CONFIG_REGION = 7
@@ -44,11 +45,11 @@ class Device:
     """Vendor, device, class code, subsystem, revision."""
     interrupts: Interrupts = Interrupts()
     """On the class: what the function offers. On an instance: the live `InterruptPort`."""
-    capabilities: ClassVar[tuple[Capability, ...]] = (PowerManagement(),)
-    """PCI capabilities beside MSI and MSI-X, which `interrupts` brings."""
+    capabilities: ClassVar[tuple[Capability, ...]] = (PowerManagement(), PciExpress(flr=True))
+    """PCI capabilities beside MSI and MSI-X, which `interrupts` brings: a PCI Express endpoint with FLR, unless said."""
     version: ClassVar[int] = 1
     """Raise it when saved state changes shape, and write `upgrade`."""
-    bars: ClassVar[dict[str, Bar]] = {}
+    bars: ClassVar[dict[str, Bar[Any]]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -86,8 +87,9 @@ class Device:
         )
         self.native.add_callback_region(CONFIG_REGION, self.config.size, self.config.read, self.config.write)
         self._interrupt_port.install(self.native, self.regions)
-        self._framework = {id(owner): frozenset(vars(owner)) for owner in self.state_owners().values()}
         self._closed = False
+        self._framework: dict[int, frozenset[str]] = {}
+        self._framework |= {id(owner): frozenset(vars(owner)) for owner in self.state_owners().values()}
         with self.native.locked():
             self.on_open()
             self._reset(ResetKind.POWER_ON)
@@ -110,8 +112,8 @@ class Device:
     def on_close(self) -> None:
         """Give host resources back. Called once, without the device lock: it may join threads that take it."""
 
-    def upgrade(self, saved_state: dict[str, Any], version: int) -> Mapping[str, Any]:
-        """Turn what version `version` saved into this version's shape. Raises: SaveError unless overridden."""
+    def upgrade(self, saved_state: dict[str, Any], version: int) -> Mapping[str, Any]:  # noqa: ARG002  # for overriders
+        """Turn what `version` saved into this version's shape. Raises: SaveError unless overridden."""
         raise SaveError(f"{self} has version {self.version} and can't read the state of version {version}")
 
     # What a model uses.
@@ -191,6 +193,7 @@ class Device:
         self.work.close()
         self.native.set_gone(True)
         self.on_close()
+        self.memory.close()
         self.address_space.close()
         self._interrupt_port.close()
         for region in self.regions.values():
@@ -204,7 +207,7 @@ class Device:
 
         plugins().tell("umdev_device_closed", device=self)
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -274,6 +277,7 @@ class Device:
     def _reset(self, kind: ResetKind) -> None:
         everything = kind is ResetKind.POWER_ON
         self.work.clear()
+        self.native.abort_pending()
         self.address_space.drain()
         self._interrupt_port.reset()
         for region in self.regions.values():
@@ -282,7 +286,7 @@ class Device:
         state.reset(self.state_owners(), everything=everything)
         self.on_reset(kind)
 
-    def _services(self) -> Any:
+    def _services(self) -> BoundServices:
         if self._attachment is None:
             raise StateError(f"{self} is not attached: no bus has given it memory or services")
         return self._attachment.services

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid as _uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +11,8 @@ from ..instances import Claim, InstanceClaims
 from .clock import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from .model import Device
 
 

@@ -6,7 +6,6 @@ What `save` returns is plain data (dict, list, str, int, bytes, None), so any se
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SaveError
@@ -14,6 +13,8 @@ from . import state
 from .clock import NANOSECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from .model import Device
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ def restore(device: Device, saved: Mapping[str, Any]) -> None:
         saved = device.upgrade(dict(saved), saved["version"])
     names = {region.name: region for region in device.regions.values()}
     if wrong := names.keys() ^ saved["regions"].keys():
-        raise SaveError(f"BAR {sorted(wrong)[0]} is only on one side")
+        raise SaveError(f"BAR {min(wrong)} is only on one side")
     jobs = [(_find_job(device, job["owner"], job["method"]), job) for job in saved["work"]]
     device.config.restore(saved["config"])
     for name, region in names.items():
@@ -87,7 +88,9 @@ def _save_work(device: Device, job: Callable[[], object], due_ns: int, period_ns
         if candidate is owner and not isinstance(job, functools.partial):
             in_ns = max(0, due_ns - device.clock.now_ns)
             return {"owner": path, "method": method, "in_ns": in_ns, "period_ns": period_ns}
-    raise SaveError(f"pending work {job!r} can't be saved: give `after` a method of the device or of a block, no lambda")
+    raise SaveError(
+        f"pending work {job!r} can't be saved: give `after` a method of the device or of a block, no lambda"
+    )
 
 
 def _find_job(device: Device, path: str, method: str) -> Callable[[], object]:

@@ -72,18 +72,17 @@ def reset(owners: Mapping[str, object], *, everything: bool) -> None:
 
 def save(owners: Mapping[str, object]) -> dict[str, object]:
     """The values by dotted name. Raises: SaveError for a value that is not plain data."""
-    return {
-        _join(path, name): _plain(getattr(owner, name), _join(path, name))
-        for path, name, owner in _saved(owners)
-    }
+    return {_join(path, name): _plain(getattr(owner, name), _join(path, name)) for path, name, owner in _saved(owners)}
 
 
 def restore(owners: Mapping[str, object], values: Mapping[str, object]) -> None:
     """Set what `save` returned; nothing is set if a name is missing or unknown. Raises: SaveError."""
     known = {_join(path, name): (owner, name) for path, name, owner in _saved(owners)}
     if wrong := known.keys() ^ values.keys():
-        name = sorted(wrong)[0]
-        raise SaveError(f"state {name} is {'missing from what was saved' if name in known else 'not declared any more'}")
+        name = min(wrong)
+        raise SaveError(
+            f"state {name} is {'missing from what was saved' if name in known else 'not declared any more'}"
+        )
     for name, (owner, attribute) in known.items():
         setattr(owner, attribute, _like(values[name], getattr(owner, attribute)))
 
@@ -114,10 +113,8 @@ def _plain(value: object, path: str) -> object:
     raise SaveError(f"{path} is a {type(value).__name__}, which can't be saved: keep plain data, or declare save=False")
 
 
-def _like(saved: object, present: object) -> object:
+def _like(saved: Any, present: object) -> object:
     """`saved` in the container type that the model uses."""
-    if isinstance(present, (bytearray, tuple, set, frozenset)):
-        return type(present)(saved)  # type: ignore[arg-type]  # the saved form came from this very type
     if isinstance(present, deque):
-        return deque(saved, present.maxlen)  # type: ignore[arg-type, var-annotated]  # as above
-    return saved
+        return deque(saved, present.maxlen)
+    return type(present)(saved) if isinstance(present, bytearray | tuple | set | frozenset) else saved

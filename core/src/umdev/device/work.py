@@ -12,12 +12,14 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import InvalidArgument, StateError
 from .clock import NANOSECONDS, Clock, ManualClock
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 log = logging.getLogger("umdev.device")
 
@@ -38,7 +40,7 @@ class Work:
     cancelled: bool = field(default=False, compare=False)
 
     def cancel(self) -> None:
-        """Make sure that it does not run (again). With the device lock held this is final; else it may be running now."""
+        """Make sure that it does not run again. Final with the device lock held; without, it may be running now."""
         self.cancelled = True
 
 
@@ -85,7 +87,9 @@ class WorkQueue:
             if self._closed:
                 raise StateError(f"{self._name}: the device is closed and takes no work")
             if len(self._heap) >= MAXIMUM_PENDING:
-                raise StateError(f"{self._name}: {MAXIMUM_PENDING} work items are waiting; the model starts more than it ends")
+                raise StateError(
+                    f"{self._name}: {MAXIMUM_PENDING} work items are waiting; the model starts more than it ends"
+                )
             heapq.heappush(self._heap, work)
             if self._thread is None and not self._clock.manual:
                 self._thread = threading.Thread(target=self._serve, name=f"umdev-work-{self._name}", daemon=True)

@@ -54,9 +54,7 @@ class LoopbackBus:
         return Bound("eventfds in this process")
 
     @hookimpl
-    def umdev_protect_pages(
-        self, attachment: Attachment, mode: ProtectMode, decline: Decline
-    ) -> PageProtector | None:
+    def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:
         """Userfaultfd on the driver's mapping of guest memory."""
         function = attachment.endpoint
         if mode is ProtectMode.EMULATE:

@@ -103,7 +103,7 @@ def place(capabilities: Sequence[Capability], bars: Sequence[BarInfo]) -> list[P
 def chain(capabilities: Sequence[PlacedCapability]) -> list[ConfigRegister]:
     """The registers of all capabilities, with ID and next pointer (PCI Local Bus 3.0, 6.7)."""
     found: list[ConfigRegister] = []
-    following = [*(p.offset for p in capabilities[1:]), 0]
+    following = [*(p.offset for p in capabilities[1:]), 0][: len(capabilities)]
     for capability, next_offset in zip(capabilities, following, strict=True):
         link = (
             ConfigRegister("id", 0, 1, reset=capability.declaration.id),

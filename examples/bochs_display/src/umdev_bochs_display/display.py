@@ -17,6 +17,7 @@ from umdev.device import (
     Register16,
     RegisterArray,
     ResetKind,
+    State,
     Window,
     query,
 )
@@ -49,7 +50,7 @@ class Endianness(Register):
 class DisplayRegisters(Block["BochsDisplay"]):
     """BAR 2."""
 
-    edid = RegisterArray(0x000, Register8, count=256, access=RO)
+    edid = RegisterArray(0x000, Register8, RO, count=256)
     vbe = RegisterArray(0x500, Register16, count=11)
     extended_size = Register(0x600, RO, reset=8)
     endianness = Endianness(0x604, RO, reset=LITTLE_ENDIAN)
@@ -62,20 +63,25 @@ class DisplayRegisters(Block["BochsDisplay"]):
         return self.vbe[index].value
 
     @vbe.on_write
-    def write_vbe(self, index: int, value: int, old: int) -> None:
-        if index in {ID, MEMORY_64K}:
-            self.vbe[index].value = old
-        elif index == ENABLE and value & (ENABLED | NO_CLEAR) == ENABLED and not old & ENABLED:
-            self.device.clear()
+    def write_vbe(self, index: int, value: int) -> None:
+        if index == ID:
+            self.vbe[ID].value = INTERFACE_ID
+        elif index == MEMORY_64K:
+            self.vbe[MEMORY_64K].value = FRAMEBUFFER_SIZE >> 16
+        elif index == ENABLE:
+            if value & ENABLED and not self.device.enabled and not value & NO_CLEAR:
+                self.device.clear()
+            self.device.enabled = bool(value & ENABLED)
 
 
 class BochsDisplay(Device):
     """One display."""
 
-    pci = PciId(vendor=0x1234, device=0x1111, class_code=0x038000, subsystem=(0x1AF4, 0x1100), revision=2)
+    pci = PciId(vendor=0x1234, device=0x1111, class_code=0x038000, revision=2)
     capabilities = ()
     vram = MemoryBar(0, Framebuffer, size=FRAMEBUFFER_SIZE, prefetchable=True)
     mmio = MemoryBar(2, DisplayRegisters, size=4096, sizes=(1, 2, 4))
+    enabled = State(lambda: False)
 
     def on_reset(self, kind: ResetKind) -> None:
         self.mmio.vbe[ID].value = INTERFACE_ID
@@ -98,7 +104,7 @@ class BochsDisplay(Device):
         pixel = depth // 8
         stride = max(vbe[VIRTUAL_WIDTH], width) * pixel
         start = vbe[Y_OFFSET] * stride + vbe[X_OFFSET] * pixel
-        if not 0 < width <= MAXIMUM_WIDTH or not 0 < height or start + height * stride > FRAMEBUFFER_SIZE:
+        if not 0 < width <= MAXIMUM_WIDTH or not height > 0 or start + height * stride > FRAMEBUFFER_SIZE:
             return blank  # a mode that does not fit in memory shows nothing
         pixels = self.vram.pixels.view
         rows = b"".join(bytes(pixels[start + y * stride : start + y * stride + width * pixel]) for y in range(height))

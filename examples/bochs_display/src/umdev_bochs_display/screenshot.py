@@ -27,6 +27,6 @@ def command(uuid: str, out: Path) -> None:
     from umdev_cli.client import query
 
     frame = query(uuid, "frame")
-    image = picture(frame)  # type: ignore[arg-type]  # `frame` returns this dict
+    image = picture(frame)
     image.save(out)
     click.echo(f"{out}: {image.width} x {image.height}")

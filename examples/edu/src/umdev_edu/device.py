@@ -3,8 +3,20 @@
 import math
 from contextlib import suppress
 
-from umdev.device import RO, WO, Block, Device, DmaError, Flag, Interrupts, MemoryBar, PciExpress, PciId, PowerManagement
-from umdev.device import Register, Register64, State
+from umdev.device import (
+    RO,
+    WO,
+    Block,
+    Device,
+    DmaError,
+    Flag,
+    Interrupts,
+    MemoryBar,
+    PciId,
+    Register,
+    Register64,
+    State,
+)
 
 BUFFER = 0x40000  # where the device's own 4 KiB appear to its DMA engine
 
@@ -91,6 +103,5 @@ class Edu(Device):
 
     pci = PciId(vendor=0x1234, device=0x11E8, class_code=0x00FF00, revision=0x10)
     interrupts = Interrupts(msi=1, intx=True)
-    capabilities = (PowerManagement(), PciExpress(flr=True))
     bar0 = MemoryBar(0, EduRegisters, size=1 << 20, sizes=(4, 8))
     buffer = State(lambda: bytearray(4096))

@@ -14,7 +14,7 @@ from .uart import Uart
 class Card(Device):
     """What single- and dual-port cards share."""
 
-    pci = PciId(vendor=0x4348, device=0x3253, class_code=0x070002, subsystem=(0x4348, 0x3253), revision=0x10)
+    pci = PciId(vendor=0x4348, device=0x3253, class_code=0x070002, revision=0x10)
     interrupts = Interrupts(intx=True)
     capabilities = ()
     ports: State[list[HostPort]] = State(list, save=False)

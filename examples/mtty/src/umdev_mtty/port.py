@@ -8,12 +8,14 @@ import selectors
 import socket
 import threading
 import tty
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from umdev.device import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OUTGOING_LIMIT = 4096
 """Bytes of the guest that wait for a slow host; then the transmitter reports itself busy."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from umdev.device import RO, Block, Field, Flag, Register8, State
 
 if TYPE_CHECKING:
-    from .card import Card
+    from .card import Card  # noqa: F401  # the type in Block["Card"]
     from .port import HostPort
 
 FIFO_SIZE = 16

@@ -135,12 +135,12 @@ class Seven(Device):
                 with self.memory.view(at, length, write=True) as view:
                     view[:] = bytes(view)[::-1]
             case Operation.PIN:
-                self.memory.pin(at, length)
+                self.memory.pin(at, length // PAGE_SIZE)
                 self.pinned.append((at, length))
                 return len(self.pinned)
             case Operation.UNPIN:
                 self.pinned.remove((at, length))
-                self.memory.unpin(at, length)
+                self.memory.unpin(at, length // PAGE_SIZE)
             case Operation.PROTECT:
                 return self._protect(page)
             case Operation.COLLECT:
@@ -148,7 +148,7 @@ class Seven(Device):
                     self.hits += self.memory.collect()
                 return self.hits.pop(0) + 1 if self.hits else 0
             case Operation.UNPROTECT:
-                self.memory.unprotect([page], self.protected.pop(page))
+                self.memory.unprotect(self.protected.pop(page), [page])
             case Operation.TRANSLATE:
                 return self.memory.translate(at, length)
             case Operation.INTERRUPT:
@@ -157,10 +157,10 @@ class Seven(Device):
 
     def _protect(self, page: Iova) -> int:
         try:
-            self.memory.protect([page], ProtectMode.TRAP, self._stored)
+            self.memory.protect(ProtectMode.TRAP, [page], self._stored)
             self.protected[page] = ProtectMode.TRAP
         except ServiceUnavailable:
-            self.memory.protect([page], ProtectMode.TRACK)
+            self.memory.protect(ProtectMode.TRACK, [page])
             self.protected[page] = ProtectMode.TRACK
         return 1 if self.protected[page] is ProtectMode.TRAP else 2
 
@@ -169,9 +169,9 @@ class Seven(Device):
 
     def _give_back(self) -> None:
         for at, length in self.pinned:
-            self.memory.unpin(at, length)
+            self.memory.unpin(at, length // PAGE_SIZE)
         for page, mode in self.protected.items():
-            self.memory.unprotect([Iova(page)], mode)
+            self.memory.unprotect(mode, [Iova(page)])
         self.pinned.clear()
         self.protected.clear()
 
