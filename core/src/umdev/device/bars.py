@@ -13,6 +13,8 @@ from .blocks import Block, BlockT_co, extent, flatten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from umdev.pci.bars import BarKind
+
 BAR_COUNT = 6
 ROM_INDEX = 6
 
@@ -21,7 +23,7 @@ class Bar(Generic[BlockT_co]):
     """What every region declaration has; made by its subclasses. On a device the name gives the live block."""
 
     name = "?"
-    kind: ClassVar[str]
+    kind: ClassVar[BarKind]
     """`memory32`, `memory64`, `io` or `rom`: see the property of the same name on a MemoryBar."""
 
     def __init__(
@@ -84,9 +86,9 @@ class MemoryBar(Bar[BlockT_co]):
         _power_of_two(self, size, 16, 1 << 31 if width == 32 else 1 << 62)
 
     @property
-    def kind(self) -> str:  # type: ignore[override]  # depends on the width
+    def kind(self) -> BarKind:  # type: ignore[override]  # depends on the width
         """`memory32` or `memory64`."""
-        return f"memory{self.width}"
+        return "memory64" if self.width == 64 else "memory32"
 
 
 class IoBar(Bar[BlockT_co]):

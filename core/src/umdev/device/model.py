@@ -14,6 +14,7 @@ from .arrays import RegisterArray
 from .bars import Bar
 from .blocks import Block, Window
 from .control import Control
+from .current import CurrentServices
 from .dispatch import NativeDevice
 from .memory import DeviceMemory
 from .parent import DeviceContext
@@ -24,7 +25,7 @@ from .work import Job, Work, WorkQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..attach import Attachment, BoundServices
+    from ..attach import Attachment
     from ..driver import RegionInfo
     from ..memory.mapping import Mapping as DmaMapping
     from .clock import Clock
@@ -71,7 +72,7 @@ class Device:
         self.address_space.on_unmap(self._unmapped)
         self._interrupt_port = InterruptPort(type(self).interrupts)
         self._attachment: Attachment | None = None
-        self.memory = DeviceMemory(self.address_space, self._services)
+        self.memory = DeviceMemory(self.address_space, CurrentServices(self))
         self.work = WorkQueue(str(self), self.clock, self.native.locked, self._work_failed)
         self.regions: dict[int, Region] = {}
         for name, bar in self.bars.items():
@@ -285,11 +286,6 @@ class Device:
         self.config.reset(kind)
         state.reset(self.state_owners(), everything=everything)
         self.on_reset(kind)
-
-    def _services(self) -> BoundServices:
-        if self._attachment is None:
-            raise StateError(f"{self} is not attached: no bus has given it memory or services")
-        return self._attachment.services
 
     def _unmapped(self, mapping: DmaMapping) -> None:
         self.on_unmap(mapping)
