@@ -11,8 +11,13 @@ ID, WIDTH, HEIGHT, DEPTH, ENABLE, VIRTUAL_WIDTH, X_OFFSET, Y_OFFSET, MEMORY = 0,
 
 
 @pytest.fixture
-def display(any_function):
-    return any_function(BochsDisplay())
+def device():
+    return BochsDisplay()
+
+
+@pytest.fixture
+def display(any_function, device):
+    return any_function(device)
 
 
 def vbe_write(display, index, value):
@@ -50,14 +55,14 @@ def test_edid_is_valid(display):
     assert (block[56] | (block[58] & 0xF0) << 4, block[59] | (block[61] & 0xF0) << 4) == (1024, 768)
 
 
-def test_framebuffer_is_passed_through(display):
+def test_framebuffer_is_passed_through(display, device):
     set_mode(display, 64, 32)
-    native, pattern = display.device.native, random.randbytes(64 * 32 * 4)
+    native, pattern = device.native, random.randbytes(64 * 32 * 4)
     before = dict(native.counters)
     with display.map_area(VRAM) as vram:
         vram.write(0, pattern)
     assert dict(native.counters) == before, "no access reached the device"
-    frame = display.device.query("frame")
+    frame = device.query("frame")
     assert (frame["width"], frame["height"], frame["depth"], frame["rows"]) == (64, 32, 32, pattern)
 
 
@@ -69,13 +74,13 @@ def test_trapped_access_sees_the_same_memory(display):
         assert vram.read(0x2000, 4) == b"\1\2\3\4"
 
 
-def test_panning_and_stride(display):
+def test_panning_and_stride(display, device):
     set_mode(display, 2, 2, virtual=4)
     with display.map_area(VRAM) as vram:
         vram.write(0, bytes(range(64)))
     vbe_write(display, X_OFFSET, 1)
     vbe_write(display, Y_OFFSET, 1)
-    assert display.device.query("frame")["rows"] == bytes(range(20, 28)) + bytes(range(36, 44))
+    assert device.query("frame")["rows"] == bytes(range(20, 28)) + bytes(range(36, 44))
 
 
 def test_switching_a_mode_clears_unless_told_not_to(display):
@@ -93,9 +98,9 @@ def test_switching_a_mode_clears_unless_told_not_to(display):
 
 
 @pytest.mark.parametrize(("width", "height", "depth"), [(0, 16, 32), (16, 0, 32), (65535, 65535, 32), (16, 16, 7)])
-def test_a_hostile_mode_shows_nothing(display, width, height, depth):
+def test_a_hostile_mode_shows_nothing(display, device, width, height, depth):
     set_mode(display, width, height, depth)
-    assert display.device.query("frame")["rows"] == b""
+    assert device.query("frame")["rows"] == b""
 
 
 @pytest.mark.parametrize("depth", [16, 24, 32])

@@ -163,12 +163,14 @@ def test_four_drivers_lose_no_update(edu):
 def test_state_survives_save_and_restore():
     from umdev_testkit.functions import attached
 
-    with attached(Edu(), "loopback") as edu:
+    device = Edu()
+    with attached(device, "loopback") as edu:
         edu.bars[0].write32(LIVENESS, 7)
         edu.bars[0].write32(IRQ_RAISE, 0x30)
-        saved = edu.device.save()
-    with attached(Edu(), "loopback") as other:
-        other.device.restore(saved)
+        saved = device.save()
+    device = Edu()
+    with attached(device, "loopback") as other:
+        device.restore(saved)
         other.enable(memory=True, io=True, bus_master=True)
         assert other.bars[0].read32(LIVENESS) == 0xFFFF_FFF8
         assert other.bars[0].read32(IRQ_STATUS) == 0x30

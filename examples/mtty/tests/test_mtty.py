@@ -15,8 +15,13 @@ DLAB, RTS, DTR, OUT2, LOOP = 0x80, 0x02, 0x01, 0x08, 0x10
 
 
 @pytest.fixture
-def card(any_function):
-    return any_function(Mtty2())
+def device():
+    return Mtty2()
+
+
+@pytest.fixture
+def card(any_function, device):
+    return any_function(device)
 
 
 def start(port):
@@ -85,8 +90,8 @@ def test_loopback_mode(card):
     assert port.read8(DATA) == 0x42
 
 
-def test_bytes_pass_both_ways_on_both_ports_at_once(card):
-    paths = card.device.query("terminals")
+def test_bytes_pass_both_ways_on_both_ports_at_once(card, device):
+    paths = device.query("terminals")
     hosts = [os.open(path, os.O_RDWR | os.O_NOCTTY) for path in paths]
     try:
         for number, host in enumerate(hosts):
@@ -103,8 +108,8 @@ def test_bytes_pass_both_ways_on_both_ports_at_once(card):
             os.close(host)
 
 
-def test_nothing_is_delivered_before_request_to_send(card):
-    (path, _) = card.device.query("terminals")
+def test_nothing_is_delivered_before_request_to_send(card, device):
+    (path, _) = device.query("terminals")
     host = os.open(path, os.O_RDWR | os.O_NOCTTY)
     try:
         port = card.bars[0]
@@ -119,9 +124,9 @@ def test_nothing_is_delivered_before_request_to_send(card):
         os.close(host)
 
 
-def test_interrupts_follow_the_priorities(card):
+def test_interrupts_follow_the_priorities(card, device):
     port = card.bars[0]
-    (path, _) = card.device.query("terminals")
+    (path, _) = device.query("terminals")
     host = os.open(path, os.O_RDWR | os.O_NOCTTY)
     try:
         start(port)

@@ -107,6 +107,7 @@ class Attachment:
                     self.services.trap(index)
                 self._passed = self.services.passthroughs()
                 self.services.interrupts()
+                self.services.announce_mapper()
                 self._state = AttachmentState.ATTACHED
                 plugins().tell("umdev_attached", attachment=self)
             except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
@@ -69,6 +70,11 @@ class BoundServices:
     def mapper(self) -> MemoryMapper:
         """Raises: ServiceUnavailable."""
         return self._bind("map", lambda: plugins().map_memory(self._attachment))
+
+    def announce_mapper(self) -> None:
+        """Bind the mapper now, if there is one, so that `mechanisms` says how memory is mapped."""
+        with contextlib.suppress(ServiceUnavailable):
+            self.mapper()
 
     def pinner(self) -> PagePinner:
         """Raises: ServiceUnavailable."""

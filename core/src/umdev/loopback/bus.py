@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING
 
 from ..errors import ProtectError
 from ..hookspecs import hookimpl
-from ..services import Area, Decline, InterruptSink, PageProtector, Passthrough, ProtectMode, Trap
+from ..services import (
+    Area,
+    Decline,
+    InterruptSink,
+    MemoryMapper,
+    PageProtector,
+    Passthrough,
+    Protection,
+    ProtectMode,
+    Trap,
+)
 from .function import DEFAULT_MEMORY, LoopbackFunction
 
 if TYPE_CHECKING:
+    from ..addresses import Iova
     from ..attach import Attachment
     from ..device import Device
 
@@ -23,6 +34,15 @@ class Bound:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedMemory(Bound):
+    """Memory that the bus has mapped before the device asks."""
+
+    def map(self, address: Iova, length: int, protection: Protection, space: int) -> bool:  # noqa: ARG002  # the service's
+        """There is nothing more to map."""
+        return False
 
 
 class LoopbackBus:
@@ -52,6 +72,11 @@ class LoopbackBus:
     def umdev_connect_interrupts(self) -> InterruptSink:
         """The driver waits on the eventfds."""
         return Bound("eventfds in this process")
+
+    @hookimpl
+    def umdev_map_memory(self) -> MemoryMapper:
+        """All of guest memory is mapped from the start."""
+        return PushedMemory("shared mapping of the guest's memory file")
 
     @hookimpl
     def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:
