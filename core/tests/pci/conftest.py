@@ -1,7 +1,6 @@
 from collections.abc import Callable
 
 import pytest
-
 from umdev.pci import BarInfo, Capability, ConfigSpace, PciId, ResetKind
 
 BARS = (

@@ -1,7 +1,6 @@
 """The capability chain and what each capability does."""
 
 import pytest
-
 from umdev.errors import DeclarationError
 from umdev.pci import (
     BarInfo,

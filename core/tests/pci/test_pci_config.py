@@ -1,7 +1,6 @@
 """The type 0 header: PCI Local Bus 3.0, chapter 6."""
 
 import pytest
-
 from umdev.errors import DeclarationError, InvalidArgument, NotFound, SaveError
 from umdev.pci import BarInfo, Msi, Msix, PciExpress, PciId, PowerManagement, ResetKind, VendorSpecific
 
@@ -264,7 +263,7 @@ def test_save_and_restore_by_name(make_space):
     space.config.read(0, 4096)
     saved = space.config.save()
     assert saved["command"] == 0x547
-    assert saved["vendor@0x%x.data" % space.config.capabilities[-1].offset] == 0x646362FF
+    assert saved[f"vendor@{space.config.capabilities[-1].offset:#x}.data"] == 0x646362FF
     other.config.restore(saved)
     assert other.config.save() == saved
     told = other.control.take()

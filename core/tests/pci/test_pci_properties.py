@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from umdev.pci import Msi, Msix, PciExpress, PowerManagement, VendorSpecific
 
 FULL = (PowerManagement(), Msi(8, masking=True), Msix(4, 0), PciExpress(), VendorSpecific(b"abcdef", b"\xff\x0f\xf0"))

@@ -188,7 +188,7 @@ class InterruptPort:
 
     def vectors(self, index: int) -> int:
         """How many vectors `index` has; 0 for an index that does not exist."""
-        return int(lib.umdev_irq_vectors(self._irq, index)) if index >= 0 else 0
+        return int(lib.umdev_irq_vectors(self._irq, index)) if 0 <= index < len(IrqIndex) else 0
 
     def connect(self, index: int, vector: int, descriptor: int) -> None:
         """Let an eventfd hear of the vector from now on; it is dup'ed. -1 disconnects, and the index stays enabled.
