@@ -7,6 +7,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct umdev_guard_slot *_Atomic umdev_guard_blocks[UMDEV_GUARD_BLOCKS];
 
@@ -19,6 +21,16 @@ static struct umdev_guard_slot *guard_slot(uint32_t index)
 {
     struct umdev_guard_slot *block = atomic_load(&umdev_guard_blocks[index / UMDEV_GUARD_BLOCK]);
     return block ? &block[index % UMDEV_GUARD_BLOCK] : NULL;
+}
+
+int umdev_guard_replace(uintptr_t address, uint64_t length, uint32_t protection)
+{
+    long prot = (protection & UMDEV_READABLE ? PROT_READ : 0) | (protection & UMDEV_WRITABLE ? PROT_WRITE : 0);
+    /* The bare system call: the C library's is no async-signal-safe function, and a sanitizer's takes it for a store
+     * to the whole range. */
+    long flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    long result = syscall(SYS_mmap, address, length, prot, flags, -1L, 0L);
+    return result == -1 ? -errno : 0;
 }
 
 /* Async-signal-safe: loads, stores and one system call. */
@@ -35,9 +47,7 @@ static bool guard_poison(uintptr_t address)
         uint32_t protection = atomic_load(&slot->protection);
         /* Marked before the zeros appear, so that whoever reads them finds the mark. */
         atomic_store(&slot->poisoned, 1);
-        int prot = (protection & UMDEV_READABLE ? PROT_READ : 0) | (protection & UMDEV_WRITABLE ? PROT_WRITE : 0);
-        return mmap((void *)start, length, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) !=
-               MAP_FAILED;
+        return umdev_guard_replace(start, length, protection) == 0;
     }
     return false;
 }

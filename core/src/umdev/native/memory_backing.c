@@ -52,9 +52,7 @@ int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, 
 
 int umdev_memory_backing_detach(const umdev_backing *backing)
 {
-    void *zeros = mmap(backing->base, backing->extent, backing_prot(backing->protection),
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-    return zeros == MAP_FAILED ? -errno : 0;
+    return umdev_guard_replace((uintptr_t)backing->base, backing->extent, backing->protection);
 }
 
 void umdev_memory_backing_close(umdev_backing *backing)

@@ -94,6 +94,9 @@ struct umdev_guard_slot {
     _Atomic uint32_t poisoned;
 };
 
+/* Anonymous zeros in place of a mapping, under readers and in signal handlers. 0 or a negative errno. */
+UMDEV_HIDDEN int umdev_guard_replace(uintptr_t address, uint64_t length, uint32_t protection);
+
 extern UMDEV_HIDDEN struct umdev_guard_slot *_Atomic umdev_guard_blocks[UMDEV_GUARD_BLOCKS];
 
 static inline bool umdev_guard_slot_poisoned(int32_t slot)
