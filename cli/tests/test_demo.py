@@ -1,0 +1,61 @@
+"""`umdev demo`: each service is proven, and a proof that fails is seen to fail."""
+
+import json
+
+import pytest
+from umdev.loopback import bus as loopback
+from umdev_cli.demo_proofs import Demonstration
+from umdev_cli.main import run
+from umdev_seven import Seven
+
+SERVICES = ["passthrough", "trap", "interrupt", "map", "pin", "protect", "translate"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--bus", "loopback"]])
+def test_all_seven_services_are_proven(arguments, capsys):
+    assert run(["demo", "--json", *arguments]) == 0
+    proofs = json.loads(capsys.readouterr().out)
+    assert [proof["service"] for proof in proofs] == SERVICES
+    assert all(proof["ok"] for proof in proofs), proofs
+    assert all(set(proof) == {"service", "bus", "mechanism", "proof", "ok"} for proof in proofs)
+    assert all(proof["mechanism"] != "none" for proof in proofs)
+
+
+def test_people_get_a_table(capsys):
+    assert run(["demo", "--bus", "loopback"]) == 0
+    text = capsys.readouterr().out
+    assert all(service in text for service in SERVICES)
+
+
+def test_an_unknown_bus_is_not_found(capsys):
+    assert run(["demo", "--bus", "carrier-pigeon"]) == 3
+    assert "carrier-pigeon" in capsys.readouterr().err
+
+
+class Sabotage(Seven):
+    """Breaks one service at a time."""
+
+    broken = ""
+
+    def perform(self, operation):
+        if operation.name.lower().startswith(self.broken):
+            return 0
+        return super().perform(operation)
+
+
+@pytest.mark.parametrize(
+    ("broken", "service"),
+    [
+        ("interrupt", "interrupt"),
+        ("reverse", "map"),
+        ("pin", "pin"),
+        ("collect", "protect"),
+        ("translate", "translate"),
+    ],
+)
+def test_a_broken_service_is_not_ok(broken, service):
+    device = type("Broken", (Sabotage,), {"broken": broken})()
+    with device, loopback.open_function(device) as function:
+        proofs = {proof.service: proof for proof in Demonstration(device, function, "loopback").run()}
+    assert not proofs[service].ok
+    assert all(proof.ok for name, proof in proofs.items() if name != service), proofs
