@@ -102,6 +102,7 @@ struct umdev_link {
     size_t head;
     size_t current; /* bytes of the message that the caller of run is answering */
     int ready;
+    uint32_t posted; /* not 0: the last message asked for no reply */
     uint8_t *reply;
     atomic_int answer_first;
     atomic_int stopping;

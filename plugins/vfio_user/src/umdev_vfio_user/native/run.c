@@ -1,5 +1,6 @@
 /* The message loop. */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 #include "link.h"
@@ -38,6 +39,9 @@ static int next_message(umdev_link *link, umdev_link_message *message)
         pthread_mutex_unlock(&link->mutex);
         if (atomic_load_explicit(&link->logging, memory_order_relaxed))
             link_log_flush(link);
+        /* After posted writes more are likely: let a client on this CPU send them, so that one read brings many. */
+        if (link->posted)
+            sched_yield();
         int status = link_receive(link, 0, &received);
         pthread_mutex_lock(&link->mutex);
         link_absorb(link, status, &received);
@@ -77,6 +81,7 @@ int umdev_link_run(umdev_link *link, umdev_link_message *message)
             const uint8_t *frame = link->buffer + link->head;
             link_header header;
             memcpy(&header, frame, sizeof(header));
+            link->posted = header.flags & LINK_FLAG_NO_REPLY;
             int status = link_dispatch(link, frame, &header);
             if (status == 0)
                 return hand_up(link, &header, message);
