@@ -1,0 +1,364 @@
+/* Write-protection by userfaultfd without Python: TRAP, TRACK, several clients, and everything at once. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "umdev.h"
+#include "device_decls.h"
+#include "memory_decls.h"
+#include "protect_decls.h"
+
+#define CHECK(condition)                                                                    \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
+            exit(1);                                                                        \
+        }                                                                                   \
+    } while (0)
+
+enum { PAGE = 4096, PAGES = 32 };
+
+static int open_userfault(int asynchronous)
+{
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    int userfault = umdev_userfault_open(device, 0);
+    if (device >= 0)
+        close(device);
+    if (userfault < 0)
+        userfault = umdev_userfault_open(-1, 1);
+    if (userfault < 0)
+        return userfault;
+    int result = umdev_userfault_enable(userfault, asynchronous);
+    if (result) {
+        close(userfault);
+        return result;
+    }
+    return userfault;
+}
+
+/* A guest: its own mapping of a memfd, and the device's. */
+struct guest {
+    uint8_t *own;
+    uint8_t *device;
+    umdev_protector *protector;
+};
+
+static void guest_open(struct guest *guest, int asynchronous)
+{
+    int file = memfd_create("guest", MFD_CLOEXEC);
+    CHECK(file >= 0 && ftruncate(file, PAGES * PAGE) == 0);
+    guest->own = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    guest->device = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    CHECK(guest->own != MAP_FAILED && guest->device != MAP_FAILED);
+    close(file);
+    int pagemap = asynchronous ? open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC) : -1;
+    guest->protector = umdev_protector_new(open_userfault(asynchronous), pagemap, asynchronous);
+    CHECK(guest->protector);
+    CHECK(umdev_protector_register(guest->protector, (uintptr_t)guest->own, PAGES * PAGE) == 0);
+}
+
+static void guest_close(struct guest *guest)
+{
+    umdev_protector_free(guest->protector);
+    munmap(guest->own, PAGES * PAGE);
+    munmap(guest->device, PAGES * PAGE);
+}
+
+static uint64_t page_of(const struct guest *guest, unsigned number)
+{
+    return (uintptr_t)guest->own + number * PAGE;
+}
+
+static void store(struct guest *guest, unsigned number, uint64_t value)
+{
+    umdev_guest_store(guest->own + number * PAGE, &value, sizeof(value));
+}
+
+static uint64_t device_load(const struct guest *guest, unsigned number)
+{
+    uint64_t value;
+    umdev_guest_load(guest->device + number * PAGE, &value, sizeof(value));
+    return value;
+}
+
+struct listener {
+    struct guest *guest;
+    umdev_protect_client *client;
+    _Atomic unsigned calls;
+    _Atomic uint64_t address;
+    _Atomic uint64_t before;
+    int rearm; /* what arming the page from inside answered */
+};
+
+static void listen(void *context, uint64_t address)
+{
+    struct listener *listener = context;
+    unsigned number = (unsigned)((address - page_of(listener->guest, 0)) / PAGE);
+    atomic_store(&listener->address, address);
+    atomic_store(&listener->before, device_load(listener->guest, number));
+    uint64_t failed;
+    listener->rearm = umdev_protect_client_arm(listener->client, &address, 1, &failed);
+    atomic_fetch_add(&listener->calls, 1);
+}
+
+static void test_trap(void)
+{
+    struct guest guest;
+    guest_open(&guest, 0);
+    struct listener one = {.guest = &guest}, two = {.guest = &guest};
+    one.client = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRAP, NULL, listen, &one);
+    two.client = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRAP, NULL, listen, &two);
+    CHECK(one.client && two.client);
+    uint64_t failed = 0;
+    uint64_t pages[] = {page_of(&guest, 4), page_of(&guest, 5), page_of(&guest, 9)};
+    store(&guest, 5, 1111);
+    CHECK(umdev_protect_client_arm(one.client, pages, 3, &failed) == 0);
+    CHECK(umdev_protect_client_arm(two.client, pages + 1, 1, &failed) == 0);
+    CHECK(umdev_protect_client_pages(one.client) == 3);
+    store(&guest, 5, 2222);
+    CHECK(one.calls == 1 && two.calls == 1);
+    CHECK(one.address == pages[1] && one.before == 1111 && two.before == 1111);
+    CHECK(one.rearm == -EBUSY);
+    CHECK(device_load(&guest, 5) == 2222);
+    store(&guest, 5, 3333);
+    CHECK(one.calls == 1);
+    CHECK(umdev_protect_client_disarm(one.client, pages, 3) == 0);
+    store(&guest, 4, 1);
+    store(&guest, 9, 1);
+    CHECK(one.calls == 1 && umdev_protect_client_pages(one.client) == 0);
+    uint64_t bad[] = {pages[0], page_of(&guest, PAGES)};
+    CHECK(umdev_protect_client_arm(one.client, bad, 2, &failed) == -EFAULT && failed == bad[1]);
+    bad[1] = pages[0] + 8;
+    CHECK(umdev_protect_client_arm(one.client, bad, 2, &failed) == -EINVAL && failed == bad[1]);
+    CHECK(umdev_protect_client_pages(one.client) == 0);
+    CHECK(umdev_protector_register(guest.protector, page_of(&guest, 0) + 1, PAGE) == -EINVAL);
+    CHECK(umdev_protector_faults(guest.protector) == 1);
+    /* A discarded page is a changed one. */
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == 0);
+    CHECK(madvise((void *)(uintptr_t)pages[0], PAGE, MADV_REMOVE) == 0);
+    store(&guest, 4, 5);
+    CHECK(one.calls == 2);
+    CHECK(umdev_protector_unregister(guest.protector, page_of(&guest, 0)) == 0);
+    CHECK(umdev_protector_unregister(guest.protector, page_of(&guest, 0)) == -ENOENT);
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == -EFAULT);
+    umdev_protect_client_close(one.client);
+    umdev_protect_client_close(two.client);
+    guest_close(&guest);
+}
+
+static void test_track(int asynchronous)
+{
+    struct guest guest;
+    guest_open(&guest, asynchronous);
+    umdev_protect_client *one = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    umdev_protect_client *two = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    uint64_t pages[PAGES], found[PAGES], failed;
+    for (unsigned i = 0; i < PAGES; i++)
+        pages[i] = page_of(&guest, i);
+    CHECK(umdev_protect_client_arm(one, pages, PAGES, &failed) == 0);
+    CHECK(umdev_protect_client_arm(two, pages + 8, 4, &failed) == 0);
+    CHECK(umdev_protect_client_collect(one, found, PAGES) == 0);
+    store(&guest, 9, 1);
+    store(&guest, 3, 1);
+    store(&guest, 31, 1);
+    CHECK(umdev_protect_client_collect(one, found, 2) == 2); /* the third waits */
+    CHECK(found[0] == pages[3] && found[1] == pages[9]);
+    store(&guest, 3, 2);
+    CHECK(umdev_protect_client_collect(one, found, PAGES) == 2);
+    CHECK(found[0] == pages[3] && found[1] == pages[31]);
+    CHECK(umdev_protect_client_collect(one, found, PAGES) == 0);
+    /* What one has collected, the other has not. */
+    CHECK(umdev_protect_client_collect(two, found, PAGES) == 1 && found[0] == pages[9]);
+    if (asynchronous) {
+        store(&guest, 10, 1);
+        CHECK(umdev_protector_upgrade(guest.protector, open_userfault(0)) == 0);
+        CHECK(umdev_protect_client_collect(two, found, PAGES) == 4); /* all of them may have changed */
+        CHECK(umdev_protect_client_collect(two, found, PAGES) == 0);
+        store(&guest, 11, 1);
+        CHECK(umdev_protect_client_collect(two, found, PAGES) == 1 && found[0] == pages[11]);
+    }
+    umdev_protect_client_close(one);
+    store(&guest, 0, 1);
+    umdev_protect_client_close(two);
+    guest_close(&guest);
+}
+
+/* Writers, a thread that arms and disarms, clients that come and go, and collections, all at once: every store lands,
+ * and a page that is armed while nobody stores to it is told of the next store. */
+struct storm {
+    struct guest guest;
+    _Atomic int stop;
+    _Atomic unsigned told;
+};
+
+static void storm_told(void *context, uint64_t address)
+{
+    struct storm *storm = context;
+    CHECK(address >= page_of(&storm->guest, 0) && address < page_of(&storm->guest, PAGES));
+    atomic_fetch_add(&storm->told, 1);
+}
+
+static void *storm_writer(void *argument)
+{
+    struct storm *storm = argument;
+    for (unsigned i = 0; i < 2000; i++)
+        umdev_guest_add64(storm->guest.own + (i % 8) * PAGE, 1);
+    return NULL;
+}
+
+static void *storm_clients(void *argument)
+{
+    struct storm *storm = argument;
+    uint64_t pages[8], failed;
+    for (unsigned i = 0; i < 8; i++)
+        pages[i] = page_of(&storm->guest, i);
+    while (!atomic_load(&storm->stop)) {
+        umdev_protect_client *client =
+            umdev_protect_client_new(storm->guest.protector, UMDEV_PROTECT_TRAP, NULL, storm_told, storm);
+        for (unsigned i = 0; i < 20; i++) {
+            CHECK(umdev_protect_client_arm(client, pages, 8, &failed) == 0);
+            if (i % 5 == 0)
+                CHECK(umdev_protect_client_disarm(client, pages + 2, 3) == 0);
+        }
+        umdev_protect_client_close(client);
+    }
+    return NULL;
+}
+
+static void test_storm(void)
+{
+    struct storm storm = {0};
+    guest_open(&storm.guest, 0);
+    umdev_protect_client *tracker =
+        umdev_protect_client_new(storm.guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    uint64_t pages[8], found[8], failed;
+    for (unsigned i = 0; i < 8; i++)
+        pages[i] = page_of(&storm.guest, i);
+    CHECK(umdev_protect_client_arm(tracker, pages, 8, &failed) == 0);
+    pthread_t writers[3], clients[2];
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&clients[i], NULL, storm_clients, &storm) == 0);
+    for (int i = 0; i < 3; i++)
+        CHECK(pthread_create(&writers[i], NULL, storm_writer, &storm) == 0);
+    uint64_t seen[8] = {0};
+    for (int i = 0; i < 200; i++) {
+        int64_t count = umdev_protect_client_collect(tracker, found, 8);
+        CHECK(count >= 0);
+        for (int64_t k = 0; k < count; k++)
+            seen[(found[k] - pages[0]) / PAGE] = device_load(&storm.guest, (unsigned)((found[k] - pages[0]) / PAGE));
+        usleep(100);
+    }
+    for (int i = 0; i < 3; i++)
+        pthread_join(writers[i], NULL);
+    atomic_store(&storm.stop, 1);
+    for (int i = 0; i < 2; i++)
+        pthread_join(clients[i], NULL);
+    int64_t count = umdev_protect_client_collect(tracker, found, 8);
+    for (int64_t k = 0; k < count; k++)
+        seen[(found[k] - pages[0]) / PAGE] = device_load(&storm.guest, (unsigned)((found[k] - pages[0]) / PAGE));
+    for (unsigned i = 0; i < 8; i++) {
+        CHECK(device_load(&storm.guest, i) == 3 * 2000 / 8);
+        CHECK(seen[i] == 3 * 2000 / 8); /* TRACK has missed none */
+    }
+    umdev_protect_client_close(tracker);
+    guest_close(&storm.guest);
+}
+
+/* The guest's end while a store is blocked, from another thread and from the notification itself. */
+struct ending {
+    struct guest guest;
+    umdev_protect_client *client;
+    int inside;
+    _Atomic int entered;
+    _Atomic int leave;
+    _Atomic int left;
+};
+
+static void ending_told(void *context, uint64_t address)
+{
+    struct ending *ending = context;
+    (void)address;
+    atomic_store(&ending->entered, 1);
+    if (ending->inside) {
+        umdev_protect_client_close(ending->client);
+        umdev_protector_free(ending->guest.protector);
+    } else {
+        while (!atomic_load(&ending->leave))
+            usleep(100);
+    }
+    atomic_store(&ending->left, 1);
+}
+
+static void *ending_store(void *argument)
+{
+    struct ending *ending = argument;
+    store(&ending->guest, 1, 77);
+    return NULL;
+}
+
+static void test_ending(int inside)
+{
+    struct ending ending = {.inside = inside};
+    guest_open(&ending.guest, 0);
+    ending.client =
+        umdev_protect_client_new(ending.guest.protector, UMDEV_PROTECT_TRAP, NULL, ending_told, &ending);
+    uint64_t page = page_of(&ending.guest, 1), failed;
+    CHECK(umdev_protect_client_arm(ending.client, &page, 1, &failed) == 0);
+    pthread_t writer;
+    CHECK(pthread_create(&writer, NULL, ending_store, &ending) == 0);
+    while (!atomic_load(&ending.entered))
+        usleep(100);
+    if (!inside) {
+        atomic_store(&ending.leave, 1);
+        umdev_protector_free(ending.guest.protector);
+        CHECK(umdev_protect_client_arm(ending.client, &page, 1, &failed) == -ESRCH);
+        umdev_protect_client_close(ending.client);
+    }
+    pthread_join(writer, NULL);
+    CHECK(atomic_load(&ending.left)); /* the store has waited for the notification */
+    CHECK(device_load(&ending.guest, 1) == 77);
+    munmap(ending.guest.own, PAGES * PAGE);
+    munmap(ending.guest.device, PAGES * PAGE);
+}
+
+static void test_busy(void)
+{
+    struct guest guest;
+    guest_open(&guest, 0);
+    umdev_protector *second = umdev_protector_new(open_userfault(0), -1, 0);
+    CHECK(second);
+    CHECK(umdev_protector_register(second, page_of(&guest, 0), PAGES * PAGE) == -EBUSY);
+    umdev_protector_free(second);
+    guest_close(&guest);
+}
+
+int main(void)
+{
+    int userfault = open_userfault(0);
+    if (userfault < 0) {
+        printf("skipped: no userfaultfd with write-protection (%s): give access to /dev/userfaultfd\n",
+               strerror(-userfault));
+        return 0;
+    }
+    close(userfault);
+    test_trap();
+    test_track(0);
+    userfault = open_userfault(1);
+    if (userfault >= 0) {
+        close(userfault);
+        test_track(1);
+    }
+    test_busy();
+    test_ending(0);
+    test_ending(1);
+    test_storm();
+    puts("ok");
+    return 0;
+}
