@@ -151,16 +151,21 @@ class NativeDevice:
         """Declare a region of `size` bytes, enabled. Raises: InvalidArgument if the index is bad or taken."""
         self._check(lib.umdev_device_add_region(self.pointer, region, size), f"region {region} of {size:#x} bytes")
 
-    def add_window(self, region: int, offset: int, memory: Buffer, *, readonly: bool = False) -> None:
-        """Let `memory` answer `[offset, offset + len(memory))`. It is kept as long as the device.
+    def add_window(
+        self, region: int, offset: int, length: int, memory: Buffer, start: int = 0, *, readonly: bool = False
+    ) -> None:
+        """Let `memory[start : start + length]` answer `[offset, offset + length)`. It is kept as long as the device.
 
         Raises: InvalidArgument for a bad range or an overlap.
         """
+        # The object itself, no memoryview of it: the garbage collector can't clear a memoryview that is in use.
         host = ffi.from_buffer("uint8_t[]", memory)
+        if not 0 <= start <= start + length <= len(host):
+            raise InvalidArgument(f"{self.name}: {length:#x} bytes at {start:#x} of {len(host):#x} bytes of memory")
         flags = lib.UMDEV_AREA_READONLY if readonly else 0
         self._kept.append(host)
         self._check(
-            lib.umdev_device_add_window(self.pointer, region, offset, len(host), host, flags),
+            lib.umdev_device_add_window(self.pointer, region, offset, length, host + start, flags),
             f"window at {offset:#x} of region {region}",
         )
 
@@ -328,14 +333,13 @@ def _offset(offset: int) -> int:
 # C calls these with the device lock held and no GIL; cffi takes the GIL, and on an exception calls `_raised`.
 
 
-def _raised(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> int:
+def _raised(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The access ends as UMDEV_FAULT; whoever is concerned hears of it, found in the locals of the function below."""
     lib.umdev_device_fault()
     frame = trace and trace.tb_frame
     if frame is not None:
         owner: Owner = ffi.from_handle(frame.f_locals["context"])
         owner.native.report(error, owner.handler_path(frame.f_locals.get("slot", 0)))
-    return int(lib.UMDEV_FAULT)
 
 
 @ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # cffi's handle has no types

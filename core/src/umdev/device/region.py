@@ -139,12 +139,11 @@ class Region:
         # The driver's side can't resize it, so no access to the mapping ends in SIGBUS.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memory = mmap.mmap(descriptor, length)
-        view = memoryview(self._memory)
         if isinstance(self.declaration, Rom):
-            view[: self.size] = self.declaration.image.ljust(self.size, b"\xff")
-            self.native.add_window(self.index, 0, view[: self.size], readonly=True)
+            self._memory[: self.size] = self.declaration.image.ljust(self.size, b"\xff")
+            self.native.add_window(self.index, 0, self.size, self._memory, readonly=True)
         for offset, _, window in self.layout.windows:
-            self.native.add_window(self.index, offset, view[offset : offset + window.size])
+            self.native.add_window(self.index, offset, window.size, self._memory, offset)
 
     # Life.
 

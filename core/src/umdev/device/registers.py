@@ -154,8 +154,8 @@ class Register:
     path = "?"
     commit: Literal["low", "high"] | None = None
     _cells: memoryview[int] | None = None
-    _cell: int
-    _address: int
+    _cell = 0
+    _address = 0
 
     def __init__(
         self,
