@@ -58,7 +58,7 @@ def stored(kind: Access, old: int, value: int) -> int:
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", list(Access))
 def test_every_kind_width_and_split(kind: Access, width: int, size: int) -> None:
-    """Two neighbours of a kind under an access of each size at each offset: bytes behave independently of each other."""
+    """Two neighbours of a kind under an access of each size at each offset: bytes are independent of each other."""
     first, second = (KINDS[width](16 + n * width, kind) for n in (0, 1))
     native, block = make(type("Pair", (Block,), {"first": first, "second": second}))
     value = bytes((0xC6 + 17 * n) & 0xFF for n in range(size))

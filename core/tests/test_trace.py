@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +69,7 @@ def test_records_say_what_happened(native: NativeDevice, region: Region) -> None
     assert (records[0].initiator, records[0].space, records[0].flags) == (3, 9, 3)
     assert {record.device for record in records} == {native.id}
     assert {record.thread for record in records} == {threading.get_native_id()}
-    assert all(a.time + a.duration <= b.time for a, b in zip(records, records[1:], strict=False))
+    assert all(a.time + a.duration <= b.time for a, b in itertools.pairwise(records))
 
 
 def test_lines_name_registers_and_fields(native: NativeDevice, region: Region) -> None:
@@ -157,7 +159,7 @@ def test_mistakes_have_names(tmp_path: Any, native: NativeDevice) -> None:
 
 def test_rings_go_with_the_next_trace(native: NativeDevice, region: Region) -> None:
     def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     with Trace():
         native.read(0, 0x20, 4)
