@@ -5,12 +5,17 @@ Each counts its accesses and answers a read with how many came before, so the be
 
 from __future__ import annotations
 
-from umdev.device import Block, Device, MemoryBar, Native, PciId, Register, State
+import itertools
+
+from umdev.device import Block, Device, MemoryBar, Native, PciId, Register
 
 __all__ = ["COUNTER_C", "COUNTER_PYTHON", "BenchDevice"]
 
 COUNTER_C = 0x00
 COUNTER_PYTHON = 0x04
+
+# As in the C handler: a server process of the bench has one device. No device would keep its state so.
+_accesses = itertools.count()
 
 
 class Counters(Block["BenchDevice"]):
@@ -18,13 +23,11 @@ class Counters(Block["BenchDevice"]):
 
     native = Register(COUNTER_C, native=Native("umdev_testkit._floors", "umdev_bench_counter"))
     python = Register(COUNTER_PYTHON)
-    accesses = State(lambda: 0)
 
     @python.on_read
     def count(self) -> int:
         """Answer with the accesses so far."""
-        self.accesses += 1
-        return self.accesses - 1
+        return next(_accesses)
 
 
 class BenchDevice(Device):

@@ -36,7 +36,7 @@ REQUEST = HEADER.size + ACCESS.size
 REPLY = REQUEST + WIDTH
 READS = {"count": 4000}
 POSTS = {"count": 60, "batch": 1000}
-PATIENCE = 10.0  # seconds for a control message, and for a peer to end
+PATIENCE = 10  # seconds for a message, and for a peer to end
 
 
 @contextmanager
@@ -95,7 +95,6 @@ def _device() -> Iterator[socket.socket]:
         _exchange(client, VERSION, struct.pack("<HH", 0, 0) + capabilities.encode().ljust(256, b"\0"))
         command = struct.pack("<H", MEMORY_ENABLE)
         _exchange(client, REGION_WRITE, ACCESS.pack(COMMAND_OFFSET, CONFIG, len(command)) + command)
-        client.settimeout(None)  # the C loops block
         yield client
 
 
@@ -110,7 +109,9 @@ def _peer(*arguments: str) -> Iterator[socket.socket]:
                 pass_fds=[theirs.fileno()],
             )
         try:
-            ours.settimeout(PATIENCE)
+            # Not settimeout(): that makes the descriptor non-blocking, and the C loops block.
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", PATIENCE, 0))
             yield ours
         finally:
             ours.close()

@@ -10,6 +10,9 @@
 
 enum { LARGEST_COPY = 4096 };
 
+/* One for all loops: how fast a copy is depends on where it goes. */
+static _Alignas(LARGEST_COPY) uint8_t destination[LARGEST_COPY];
+
 /* Makes the compiler believe that somebody reads what `pointer` points to. */
 static inline void keep(const void *pointer)
 {
@@ -19,17 +22,16 @@ static inline void keep(const void *pointer)
 int umdev_bench_memcpy(const uint8_t *source, uint64_t span, uint32_t length, uint32_t batch, uint32_t count,
                        uint64_t *times)
 {
-    uint8_t bytes[LARGEST_COPY];
     uint64_t offset = 0;
 
-    if (length == 0 || length > sizeof(bytes) || span < length)
+    if (length == 0 || length > sizeof(destination) || span < length)
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t start = umdev_bench_now();
 
         for (uint32_t j = 0; j < batch; j++) {
-            memcpy(bytes, source + offset, length);
-            keep(bytes);
+            memcpy(destination, source + offset, length);
+            keep(destination);
             offset += length;
             if (offset + length > span)
                 offset = 0;
@@ -42,20 +44,19 @@ int umdev_bench_memcpy(const uint8_t *source, uint64_t span, uint32_t length, ui
 int umdev_bench_dma_read(const umdev_api *api, umdev_memory *memory, uint64_t iova, uint64_t span, uint32_t length,
                          uint32_t batch, uint32_t count, uint64_t *times)
 {
-    uint8_t bytes[LARGEST_COPY];
     uint64_t offset = 0;
 
-    if (length == 0 || length > sizeof(bytes) || span < length)
+    if (length == 0 || length > sizeof(destination) || span < length)
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t start = umdev_bench_now();
 
         for (uint32_t j = 0; j < batch; j++) {
-            int result = api->dma_read(memory, 0, iova + offset, bytes, length);
+            int result = api->dma_read(memory, 0, iova + offset, destination, length);
 
             if (result)
                 return result;
-            keep(bytes);
+            keep(destination);
             offset += length;
             if (offset + length > span)
                 offset = 0;
