@@ -266,7 +266,7 @@ static void test_msix(void)
 /* As QEMU's vfio-user client does it: the table stays as after reset, and indexes are enabled by connecting them. */
 static void test_client_policy(void)
 {
-    umdev_irq *irq = umdev_irq_new(1, 1, 2);
+    umdev_irq *irq = umdev_irq_new(1, 4, 2);
     int line = new_event(), fd = new_event();
 
     umdev_irq_set_policy(irq, UMDEV_IRQ_POLICY_CLIENT);
@@ -281,6 +281,9 @@ static void test_client_policy(void)
     CHECK(umdev_irq_connect(irq, MSI, 0, fd) == 0);
     umdev_irq_set_msi(irq, 1, 1);
     CHECK(umdev_irq_signal(irq, 0) == 0 && take(fd) == 1);
+    CHECK(umdev_irq_signal(irq, 3) == 0 && take(fd) == 1); /* one of four connected: they share it */
+    CHECK(umdev_irq_connect(irq, MSI, 2, line) == 0 && umdev_irq_signal(irq, 2) == 0 && take(line) == 1);
+    CHECK(umdev_irq_signal(irq, 3) == 0 && take(fd) == 1);
     umdev_irq_set_state(irq, 0);
     CHECK(umdev_irq_signal(irq, 0) == -EPERM && take(fd) == 0);
     umdev_irq_set_level(irq, 0, 1);

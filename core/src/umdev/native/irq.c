@@ -70,9 +70,9 @@ static int active_index(const umdev_irq *irq)
 {
     bool client = irq->policy == UMDEV_IRQ_POLICY_CLIENT;
 
-    if (client ? irq->index[UMDEV_IRQ_MSIX].connected : (irq->state & UMDEV_IRQ_MSIX_ENABLED) != 0)
+    if (client ? irq->index[UMDEV_IRQ_MSIX].reach != 0 : (irq->state & UMDEV_IRQ_MSIX_ENABLED) != 0)
         return UMDEV_IRQ_MSIX;
-    if (client ? irq->index[UMDEV_IRQ_MSI].connected : (irq->state & UMDEV_IRQ_MSI_ENABLED) != 0)
+    if (client ? irq->index[UMDEV_IRQ_MSI].reach != 0 : (irq->state & UMDEV_IRQ_MSI_ENABLED) != 0)
         return UMDEV_IRQ_MSI;
     return irq->index[UMDEV_IRQ_INTX].count ? UMDEV_IRQ_INTX : -1;
 }
@@ -214,7 +214,8 @@ int umdev_irq_connect(umdev_irq *irq, uint32_t index, uint32_t vector, int fd)
     umdev_irq_index_state *state = &irq->index[index];
     close_vector(&state->vectors[vector]);
     state->vectors[vector].fd = copy;
-    state->connected = true;
+    if (state->reach <= vector)
+        state->reach = vector + 1;
     /* In either policy, what waited for a listener goes out; a mask that the client set stays. */
     if (index == UMDEV_IRQ_INTX)
         flush_intx(irq);
@@ -271,7 +272,7 @@ int umdev_irq_disable(umdev_irq *irq, uint32_t index)
         state->vectors[vector].masked = false;
         state->vectors[vector].pending = false;
     }
-    state->connected = false;
+    state->reach = 0;
     flush_all(irq); /* under policy CLIENT another index may be active now */
     irq_unlock(irq);
     return 0;
@@ -296,12 +297,21 @@ int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector)
     return result;
 }
 
+/* The message that MSI `vector` goes out as: with fewer messages than the function asked for, vectors share them
+ * (PCI Local Bus 3.0, 6.8.3.4). A client that owns the vectors has as many as it connected. */
+static uint32_t msi_message(const umdev_irq *irq, uint32_t vector)
+{
+    uint32_t messages = irq->policy == UMDEV_IRQ_POLICY_CLIENT ? irq->index[UMDEV_IRQ_MSI].reach : irq->msi_allocated;
+
+    return messages && vector >= messages ? vector % messages : vector;
+}
+
 /* A masked message pends (PCI Local Bus 3.0, 6.8.2.10), and so does one that nobody listens to: a VMM connects a vector
  * when the guest first uses it. */
 static int send_message(umdev_irq *irq, uint32_t index, uint32_t vector)
 {
     if (index == UMDEV_IRQ_MSI)
-        vector &= irq->msi_allocated - 1;
+        vector = msi_message(irq, vector);
     if (vector >= irq->index[index].count)
         return -EINVAL;
     if (!(irq->state & UMDEV_IRQ_BUS_MASTER)) {

@@ -48,7 +48,7 @@ int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector);
 
 /* For models. A message on the enabled kind: 0 sent or pending, -EINVAL no such vector, -EPERM no bus mastering (the
  * message is lost, PCIe 6.0, 7.5.1.1.3), -ENODEV neither MSI nor MSI-X is enabled. It pends while it is masked or nobody
- * is connected. With fewer MSI messages allocated than declared, vectors share: vector modulo the allocated count. */
+ * is connected. With fewer MSI messages allocated (policy CLIENT: connected) than declared, vectors share: modulo that count. */
 int umdev_irq_signal(umdev_irq *irq, uint32_t vector);
 void umdev_irq_set_level(umdev_irq *irq, uint32_t source, int level);
 /* A message where messages are enabled, else source `vector` of the INTx level goes high. Results as signal. */

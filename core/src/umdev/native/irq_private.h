@@ -34,12 +34,13 @@ typedef struct umdev_irq_vector {
 typedef struct umdev_irq_index_state {
     umdev_irq_vector *vectors;
     uint32_t count;
-    bool connected; /* between a connect and a disable: the VFIO sense of "enabled" */
+    uint32_t reach; /* vectors up to the highest connected since the last disable; 0: not enabled, in VFIO's sense */
 } umdev_irq_index_state;
 
 struct umdev_irq {
     pthread_mutex_t mutex; /* a leaf: nothing is waited for under it */
     atomic_int references; /* the owner's, and the watcher's while it unmasks */
+    uint32_t watch;        /* irq_watch.c's, under its mutex: slot + 1; 0: no unmask eventfd */
     int policy;
     uint32_t state;
     umdev_irq_index_state index[UMDEV_IRQ_COUNT];

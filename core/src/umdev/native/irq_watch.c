@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -10,15 +11,14 @@
 #include "irq_private.h"
 
 typedef struct irq_watch {
-    struct irq_watch *next;
-    umdev_irq *irq;
-    uint64_t id; /* what epoll returns: never used twice, so an event of a closed watch finds nothing */
+    umdev_irq *irq;      /* NULL: the slot is free */
+    uint32_t generation; /* grows with each use of the slot, so an event of a closed watch finds nothing */
     int fd;
 } irq_watch;
 
 static pthread_mutex_t watch_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards all below; taken before an irq's mutex */
-static irq_watch *watches;
-static uint64_t last_id;
+static irq_watch *slots;
+static uint32_t slot_count;
 static int epoll_fd = -1;
 
 /* Take the counter down, so that a client which looks sees its signal consumed. RWF_NOWAIT, because the client could
@@ -32,17 +32,17 @@ static void consume(int fd)
 }
 
 /* The watched function with a reference, or NULL when the watch ended meanwhile. */
-static umdev_irq *take(uint64_t id)
+static umdev_irq *take(uint64_t key)
 {
     umdev_irq *irq = NULL;
 
     pthread_mutex_lock(&watch_mutex);
-    for (irq_watch *watch = watches; watch && !irq; watch = watch->next)
-        if (watch->id == id) {
-            consume(watch->fd);
-            irq = watch->irq;
-            atomic_fetch_add_explicit(&irq->references, 1, memory_order_relaxed);
-        }
+    const irq_watch *watch = &slots[(uint32_t)key];
+    if (watch->irq && watch->generation == key >> 32) {
+        consume(watch->fd);
+        irq = watch->irq;
+        atomic_fetch_add_explicit(&irq->references, 1, memory_order_relaxed);
+    }
     pthread_mutex_unlock(&watch_mutex);
     return irq;
 }
@@ -90,18 +90,33 @@ static int start(void)
     return 0;
 }
 
-static void remove_watch(const umdev_irq *irq)
+static void remove_watch(umdev_irq *irq)
 {
-    for (irq_watch **link = &watches; *link; link = &(*link)->next)
-        if ((*link)->irq == irq) {
-            irq_watch *gone = *link;
-            *link = gone->next;
-            /* Closing is not enough: the client's descriptor keeps the eventfd in the epoll set. */
-            epoll_ctl(epoll_fd, EPOLL_CTL_DEL, gone->fd, NULL);
-            close(gone->fd);
-            free(gone);
-            return;
-        }
+    if (!irq->watch)
+        return;
+    irq_watch *watch = &slots[irq->watch - 1];
+    /* Closing is not enough: the client's descriptor keeps the eventfd in the epoll set. */
+    epoll_ctl(epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
+    close(watch->fd);
+    watch->irq = NULL;
+    irq->watch = 0;
+}
+
+/* A free slot's number, or a negative errno. Slots are kept for the next. */
+static int64_t free_slot(void)
+{
+    for (uint32_t slot = 0; slot < slot_count; slot++)
+        if (!slots[slot].irq)
+            return slot;
+    uint32_t count = slot_count ? 2 * slot_count : 16;
+    irq_watch *grown = realloc(slots, count * sizeof *grown);
+    if (!grown)
+        return -ENOMEM;
+    memset(grown + slot_count, 0, (count - slot_count) * sizeof *grown);
+    slots = grown;
+    int64_t first = slot_count;
+    slot_count = count;
+    return first;
 }
 
 static int add_watch(umdev_irq *irq, int fd)
@@ -109,17 +124,18 @@ static int add_watch(umdev_irq *irq, int fd)
     int error = start();
     if (error)
         return error;
-    irq_watch *watch = malloc(sizeof *watch);
-    if (!watch)
-        return -ENOMEM;
-    *watch = (irq_watch){.next = watches, .irq = irq, .id = ++last_id, .fd = fd};
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = watch->id};
-    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event)) {
-        error = -errno;
-        free(watch);
-        return error;
-    }
-    watches = watch;
+    int64_t slot = free_slot();
+    if (slot < 0)
+        return (int)slot;
+    irq_watch *watch = &slots[slot];
+    watch->generation++;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET,
+                                .data.u64 = (uint64_t)watch->generation << 32 | (uint64_t)slot};
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
+        return -errno;
+    watch->irq = irq;
+    watch->fd = fd;
+    irq->watch = (uint32_t)slot + 1;
     return 0;
 }
 
