@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from umdev.device.arrays import RegisterArray
 from umdev.device.bars import Bar, IoBar, MemoryBar, Rom
 from umdev.device.blocks import At, Block, Window

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from cffi import FFI
-
 from umdev._native import ffi, lib
 from umdev.device.arrays import RegisterArray
 from umdev.device.bars import MemoryBar

@@ -7,7 +7,6 @@ import threading
 from typing import Any
 
 import pytest
-
 from umdev.device.arrays import RegisterArray
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from umdev.device import trace
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block

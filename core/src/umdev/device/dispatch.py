@@ -196,13 +196,12 @@ class NativeDevice:
         self.add_region(region, size)
         self.add_callback_overlay(region, 0, size, read, write)
 
-    def set_layout(self, region: int, layout: Any, state: bytearray, owner: Owner) -> None:
+    def set_layout(self, region: int, layout: Any, state: Any, owner: Owner) -> None:
         """Put registers into a region; `owner` has the handlers that `umdev_python_*` calls. For `Region`."""
-        cells = ffi.from_buffer("uint8_t[]", state)
         handle = ffi.new_handle(owner)
-        self._kept += [layout, cells, handle, owner]
+        self._kept += [layout, state, handle, owner]
         self._check(
-            lib.umdev_device_set_layout(self.pointer, region, layout, cells, CALLBACKS, handle),
+            lib.umdev_device_set_layout(self.pointer, region, layout, ffi.cast("uint8_t *", state), CALLBACKS, handle),
             f"registers of region {region}",
         )
 

@@ -40,17 +40,17 @@ class Region:
         self.kind = declaration.kind
         self.prefetchable = declaration.prefetchable
         self.layout = Layout.of(declaration.block, declaration.sizes)
-        self._state = bytearray(self.layout.size)
-        cells = memoryview(self._state)
+        storage = ffi.new("uint64_t[]", max(1, self.layout.size // 8))  # aligned, which a bytearray need not be
+        self._state = cells = memoryview(ffi.buffer(storage)).cast("B")
         self._cells = {width: cells.cast(form) for width, form in FORMATS.items()}
-        self._address = int(ffi.cast("uintptr_t", ffi.from_buffer(self._state)))
+        self._address = int(ffi.cast("uintptr_t", storage))
         self.reads = _Bound(self, "read")
         """on_read handlers by slot, bound at first use."""
         self.writes = _Bound(self, "write")
         self._descriptor: int | None = None
         self._memory: mmap.mmap | None = None
         native.add_region(index, self.size)
-        native.set_layout(index, self.layout.pointer, self._state, self)
+        native.set_layout(index, self.layout.pointer, storage, self)
         self.block: Block[Any] = declaration.block(owner, self, 0, self.name)
         self._make_windows()
         self.reset(windows=False)
@@ -149,7 +149,7 @@ class Region:
 
     def reset(self, *, windows: bool) -> None:
         """Registers take their reset values; halves that wait for a commit are forgotten. windows: zero them too."""
-        self._state[:] = self.layout.reset_image
+        self._state[: self.layout.size] = self.layout.reset_image
         if windows:
             for offset, _, window in self.layout.windows:
                 self._zero(offset, window.size)
