@@ -47,7 +47,7 @@ class Device:
     interrupts: Interrupts = Interrupts()
     """On the class: what the function offers. On an instance: the live `InterruptPort`."""
     capabilities: ClassVar[tuple[Capability, ...]] = (PowerManagement(), PciExpress(flr=True))
-    """PCI capabilities beside MSI and MSI-X, which `interrupts` brings: a PCI Express endpoint with FLR, unless said."""
+    """Beside MSI and MSI-X, which `interrupts` brings. Unless said: a PCI Express endpoint with FLR."""
     version: ClassVar[int] = 1
     """Raise it when saved state changes shape, and write `upgrade`."""
     bars: ClassVar[dict[str, Bar[Any]]] = {}
@@ -59,7 +59,7 @@ class Device:
         for name, bar in cls.bars.items():
             for index in (bar.index, bar.index + 1) if bar.width == 64 else (bar.index,):
                 if (other := taken.setdefault(index, name)) != name:
-                    raise DeclarationError(f"{cls.__name__}: {name} and {other} both claim BAR {index}")
+                    raise DeclarationError(f"{cls.__name__}: {other} and {name} both claim BAR {index}")
 
     def __init__(self, context: DeviceContext | None = None) -> None:
         """Raises: DeclarationError where the class's declarations do not fit together."""

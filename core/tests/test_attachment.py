@@ -1,0 +1,187 @@
+"""Attachments: states, services, what is given back."""
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+from umdev.attach import Attachment, AttachmentState
+from umdev.device import Block, Device, Interrupts, MemoryBar, PciId, ProtectMode, Register, ResetKind, State, Window
+from umdev.errors import ServiceUnavailable, StateError
+from umdev.loopback import bus
+
+
+class Registers(Block["Simple"]):
+    value = Register(0)
+
+
+class Ram(Block["Simple"]):
+    low = Window(0, 4096)
+    secret = Window(4096, 4096, passthrough=False)
+
+
+class Simple(Device):
+    pci = PciId(vendor=1, device=2, class_code=0)
+    interrupts = Interrupts(intx=True, msi=4)
+    bar0 = MemoryBar(0, Registers, size=4096)
+    bar2 = MemoryBar(2, Ram, size=8192)
+    unmapped: State[list[int]] = State(list, save=False)
+
+    def on_unmap(self, mapping):
+        assert self.native.held
+        self.unmapped.append(mapping.length)
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def device():
+    with Simple() as device:
+        yield device
+
+
+@pytest.fixture
+def attachment(device):
+    attachment = Attachment(device, "loopback")
+    yield attachment
+    if attachment.state is not AttachmentState.REMOVED:
+        attachment.remove()
+
+
+def test_the_life_of_an_attachment(attachment):
+    states = []
+    for verb in ("attach", "run", "quiesce", "resume", "detach", "remove"):
+        getattr(attachment, verb)()
+        states.append(attachment.state.value)
+    assert states == ["attached", "running", "quiesced", "running", "detached", "removed"]
+    attachment.remove()
+
+
+FITTING = {
+    "attach": {"detached"},
+    "run": {"attached"},
+    "quiesce": {"running"},
+    "resume": {"quiesced"},
+    "detach": {"attached", "running", "quiesced"},
+}
+PATHS = {
+    "detached": [],
+    "attached": ["attach"],
+    "running": ["attach", "run"],
+    "quiesced": ["attach", "run", "quiesce"],
+    "removed": ["remove"],
+}
+
+
+@pytest.mark.parametrize("verb", FITTING)
+@pytest.mark.parametrize("state", PATHS)
+def test_a_call_in_the_wrong_state_names_it(attachment, state, verb):
+    for step in PATHS[state]:
+        getattr(attachment, step)()
+    if state in FITTING[verb]:
+        getattr(attachment, verb)()
+        return
+    with pytest.raises(StateError, match=f"is {state}"):
+        getattr(attachment, verb)()
+    assert attachment.state.value == state
+
+
+def test_one_attachment_at_a_time(device, attachment):
+    attachment.attach()
+    with pytest.raises(StateError, match="already attached to loopback"):
+        Attachment(device, "loopback").attach()
+
+
+def test_only_passthrough_windows_are_areas(attachment):
+    attachment.attach()
+    assert [(area.offset, area.length) for area in attachment.regions[2].areas] == [(0, 4096)]
+    assert attachment.irq_counts[:3] == (1, 4, 0)
+
+
+def test_services_say_how(attachment):
+    attachment.attach()
+    named = attachment.services.mechanisms
+    assert {"trap[0]", "trap[2]", "trap[7]", "passthrough[2+0x0]", "interrupt", "map"} <= set(named)
+    attachment.services.pinner()
+    assert "mlock" in attachment.services.mechanisms["pin"]
+    assert attachment.services.pinner() is attachment.services.pinner()
+
+
+def test_a_refusal_names_who_and_why(attachment):
+    attachment.attach()
+    with pytest.raises(ServiceUnavailable, match=r"loopback.*emulated") as caught:
+        attachment.services.protector(ProtectMode.EMULATE)
+    assert [reason for _, reason in caught.value.reasons]
+    assert attachment.services.refused
+
+
+def test_detached_services_are_closed(device, attachment):
+    attachment.attach()
+    services = attachment.services
+    attachment.detach()
+    with pytest.raises(StateError, match="detached"):
+        services.pinner()
+    with pytest.raises(StateError, match="not attached"):
+        device.memory.pin(0x1000)
+
+
+def test_detach_takes_the_drivers_side_away(device, attachment):
+    attachment.attach()
+    attachment.run()
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 1 << 20)
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    os.close(memory)
+    before = descriptors()
+    attachment.interrupts.connect(0, 0, event := os.eventfd(0))
+    assert descriptors() == before + 2
+    attachment.detach()
+    os.close(event)
+    assert device.unmapped == [1 << 20]
+    assert attachment.memory.mappings == []
+    assert descriptors() <= before
+    assert device.native.read(0, 0, 4) == b"\xff" * 4, "the device is gone for a driver that comes late"
+
+
+def test_a_kept_device_keeps_its_state(device, attachment):
+    attachment.attach()
+    attachment.run()
+    device.bar0.value.value = 7
+    attachment.detach(None)
+    assert device.bar0.value.value == 7
+    again = Attachment(device, "loopback")
+    again.attach()
+    again.run()
+    again.detach(ResetKind.CLIENT_LOST)
+    assert device.bar0.value.value == 0
+
+
+def test_quiesce_stops_work(attachment, device):
+    attachment.attach()
+    attachment.run()
+    ran = []
+    attachment.quiesce()
+    device.after(0, lambda: ran.append(1))
+    assert device.clock.paused
+    assert ran == []
+    attachment.resume()
+    device.work.close()
+
+
+def test_twenty_and_two_hundred_attachments_cost_the_same(device):
+    def count():
+        gc.collect()  # what earlier tests left
+        return descriptors(), Path("/proc/self/maps").read_text().count("\n")
+
+    counts = []
+    for turn in range(200):
+        with bus.open_function(device) as function, function.allocate(4096) as buffer:
+            function.enable()
+            buffer.write(0, b"x")
+            assert device.memory.read(buffer.address, 1) == b"x"
+        if turn in {19, 199}:
+            counts.append(count())
+    assert counts[0][0] == counts[1][0]
+    assert abs(counts[0][1] - counts[1][1]) <= 2
