@@ -3,7 +3,6 @@
 import uuid
 
 import pytest
-
 from umdev.device import Device, DeviceType, InvalidArgument, NoInstanceLeft, NotFound, Parent, PciId
 from umdev.device.parent import parse_uuid
 from umdev.errors import Conflict
