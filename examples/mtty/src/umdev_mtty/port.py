@@ -85,7 +85,8 @@ class HostPort:
     def send(self, byte: int) -> bool:
         """Queue a byte of the guest; False when the queue is full now. Device lock held; never blocks."""
         self._outgoing.append(byte)
-        self.wake()
+        if len(self._outgoing) == 1:  # else the thread has been told, and takes all that is there
+            self.wake()
         return len(self._outgoing) < OUTGOING_LIMIT
 
     def wake(self) -> None:
