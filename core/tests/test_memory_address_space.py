@@ -265,6 +265,41 @@ def test_a_file_that_shrinks_poisons_its_map_only(space, memfd):
     os.close(other)
 
 
+def test_a_map_that_is_read_often_obeys_every_change_at_once(space, memfd):
+    os.pwrite(memfd, b"\x11" * 0x1000, 0)
+    os.pwrite(memfd, b"\x22" * 0x1000, 0x1000)
+
+    def often(expected):
+        for _ in range(40):
+            assert space.read(0x1100, 64) == expected * 64
+
+    space.map(0x1000, 0x1000, descriptor=memfd)
+    often(b"\x11")
+    with pytest.raises(NotMapped):
+        space.read(0x1FF0, 64)
+    with pytest.raises(NotMapped):
+        space.read(0x1100, 64, 1)
+    space.bus_master = False
+    with pytest.raises(BusMasterDisabled):
+        space.read(0x1100, 64)
+    space.bus_master = True
+    often(b"\x11")
+    space.unmap(0x1000, 0x1000)
+    with pytest.raises(NotMapped):
+        space.read(0x1100, 64)
+    space.map(0x1000, 0x1000, descriptor=memfd, offset=0x1000)
+    often(b"\x22")
+    space.unmap_all()
+    with pytest.raises(NotMapped):
+        space.read(0x1100, 64)
+    space.map(0x1000, 0x1000, descriptor=memfd)
+    often(b"\x11")
+    os.ftruncate(memfd, 0)
+    for _ in range(20):
+        with pytest.raises(MappingPoisoned):
+            space.read(0x1100, 64)
+
+
 def test_memory_without_a_descriptor_needs_a_carrier(space, memfd):
     space.map(0x1000, 0x1000)
     with pytest.raises(DmaError, match="by message only and no client"):

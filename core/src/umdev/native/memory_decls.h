@@ -80,6 +80,7 @@ int umdev_memory_unpin(uint64_t address, uint64_t length);
 int umdev_guard_add(uint8_t *address, uint64_t length, uint32_t protection);
 void umdev_guard_remove(int slot);
 int umdev_guard_poisoned(int slot); /* 1: the file shrank; -1 is never poisoned */
+extern uint64_t umdev_guard_poisonings; /* how often that happened in this process; grows before the zeros appear */
 
 /* What the loopback guest's processor does to its own mapping. Aligned 1, 2, 4 and 8 bytes are one access. They may
  * fault for as long as a protector wishes, so Python calls them without the GIL. */
