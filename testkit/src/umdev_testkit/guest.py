@@ -159,6 +159,7 @@ class Guest:
         """Kill QEMU if it still runs, and release everything; harmless when there is nothing to release."""
         if self._watchdog:
             self._watchdog.cancel()
+            self._watchdog.join()
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -244,7 +245,7 @@ class Guest:
             ValueError: the path has a line break, or space at an end.
             ScriptFailed: it cannot be written.
         """
-        if "\n" in path or path != path.strip() or "\\" in path:
+        if "\n" in path or path != path.strip():
             raise ValueError(f"{path!r} cannot be named over the command port")
         name = shlex.quote(path)
         self.run(f'mkdir -p "$(dirname {name})" && : > {name} && chmod {mode:o} {name}')
@@ -285,13 +286,16 @@ class Guest:
 
         Raises:
             GuestTimedOut: it did not end; it has been killed.
+            GuestDied: QEMU ended with another status than 0.
         """
         with self._waiting("the power-off"):
             self._open_channel().order("poweroff")
             try:
-                self._running().wait(min(self._left(None), _GRACE))
+                status = self._running().wait(min(self._left(None), _GRACE))
             except subprocess.TimeoutExpired as error:
                 raise TimeoutError from error
+            if status:
+                raise EOFError("QEMU has not ended well")
         self.close()
 
     def kill(self) -> None:
@@ -343,11 +347,12 @@ class Guest:
             raise GuestFailed(f"the guest says: {verdict}\n{self.tail()}")
 
     def _restart(self, trigger: Callable[[], object]) -> None:
-        self.qmp.execute("set-action", {"reboot": "reset"})
         with self._waiting("the reboot"):
+            self.qmp.execute("set-action", {"reboot": "reset"})
             trigger()
         self._await_boot()
-        self.qmp.execute("set-action", {"reboot": "shutdown"})
+        with self._waiting("the reboot"):
+            self.qmp.execute("set-action", {"reboot": "shutdown"})
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, QMPClient, QMPError, StateError
 
 if TYPE_CHECKING:
     import socket
@@ -18,13 +18,20 @@ _CONNECT_TIME = 30.0  # seconds
 
 
 class Monitor:
-    """A connection to one QEMU. Not for use by several threads at once, nor while this thread runs an event loop."""
+    """A connection to one QEMU. Not for use by several threads at once, nor while this thread runs an event loop.
+
+    Raises:
+        EOFError: QEMU has gone.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._runner = asyncio.Runner()
         self._client = QMPClient("umdev-guest")
         try:
             self._runner.run(asyncio.wait_for(self._client.connect(connection), _CONNECT_TIME))
+        except ConnectError as error:
+            self._runner.close()
+            raise EOFError("QEMU does not answer on its monitor") from error
         except BaseException:
             self._runner.close()
             raise
@@ -35,9 +42,13 @@ class Monitor:
         Raises:
             qemu.qmp.ExecuteError: QEMU refused the command.
             TimeoutError: it took longer than `timeout` seconds.
+            EOFError: QEMU has gone.
         """
         sent = dict(arguments) if arguments else None
-        return self._runner.run(asyncio.wait_for(self._client.execute(command, sent), timeout))
+        try:
+            return self._runner.run(asyncio.wait_for(self._client.execute(command, sent), timeout))
+        except (ExecInterruptedError, StateError) as error:
+            raise EOFError("QEMU has closed its monitor") from error
 
     def human(self, line: str) -> str:
         """Run a command of the human monitor, such as "info mtree", and return its text."""
