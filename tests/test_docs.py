@@ -148,10 +148,10 @@ def session(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setitem(sys.modules, "umdev_page", page.module)
     with tempfile.TemporaryDirectory(prefix="umdev-") as short:  # a unix socket's path has 107 bytes at most
-        for name in ("XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
-            folder = Path(short, name[4:7].lower())
+        for name in ("RUNTIME", "CONFIG"):
+            folder = Path(short, name.lower())
             folder.mkdir(mode=0o700)
-            monkeypatch.setenv(name, str(folder))
+            monkeypatch.setenv(f"UMDEV_{name}_DIR", str(folder))
         yield page
     for name in [name for name, module in sys.modules.items() if _lives_in(module, tmp_path)]:
         del sys.modules[name]
