@@ -372,6 +372,36 @@ static void test_areas(void)
     drop(&f);
 }
 
+static umdev_device *asked;
+static int context_seen;
+
+static int ask_context(void *context, uint64_t offset, void *bytes, uint32_t length, uint32_t flags)
+{
+    (void)context, (void)offset, (void)bytes, (void)length, (void)flags;
+    context_seen = umdev_device_context(asked);
+    return UMDEV_OK;
+}
+
+/* Which accesses let their initiator wait: all but posted writes, and configuration writes are never posted. */
+static void test_context(void)
+{
+    static const struct { uint32_t region, flags; int context; } cases[] = {
+        {0, 0, UMDEV_CONTEXT_WAITING}, {0, UMDEV_WRITE, UMDEV_CONTEXT_WAITING},
+        {0, UMDEV_POSTED, UMDEV_CONTEXT_WAITING}, {0, UMDEV_WRITE | UMDEV_POSTED, UMDEV_CONTEXT_POSTED},
+        {7, 0, UMDEV_CONTEXT_WAITING}, {7, UMDEV_WRITE | UMDEV_POSTED, UMDEV_CONTEXT_WAITING}};
+    uint8_t byte = 0;
+    asked = umdev_device_new();
+    for (uint32_t region = 0; region < 8; region += 7) {
+        CHECK(umdev_device_add_region(asked, region, 16) == 0);
+        CHECK(umdev_device_add_overlay(asked, region, 0, 16, ask_context, NULL, 0) == 0);
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        CHECK(umdev_device_access(asked, cases[i].region, 0, &byte, 1, cases[i].flags, 0, 0) == UMDEV_OK);
+        CHECK(context_seen == cases[i].context && umdev_device_context(asked) == UMDEV_CONTEXT_NONE);
+    }
+    umdev_device_free(asked);
+}
+
 static void test_unmodelled(void)
 {
     umdev_register r = declare(RW, 4, 4, 0);
@@ -657,6 +687,7 @@ int main(int count, char **arguments)
     test_layout();
     test_sizes_bounds_gates();
     test_areas();
+    test_context();
     test_unmodelled();
     test_native();
     test_lock_and_intercept();

@@ -127,7 +127,7 @@ void umdev_device_fault(void)
 /* With `gates` held: folds what forbids the fast path into one flag per region. */
 static void gates_apply(umdev_device *device)
 {
-    bool passes = !atomic_load(&device->gone) && !atomic_load(&device->intercept);
+    bool passes = !atomic_load(&device->gone) && !atomic_load(&device->intercepted);
     for (uint32_t i = 0; i < UMDEV_REGION_COUNT; i++) {
         struct umdev_region *region = &device->regions[i];
         atomic_store(&region->open, passes && region->layout && atomic_load(&region->enabled));
@@ -162,10 +162,9 @@ int umdev_device_set_region_enabled(umdev_device *device, uint32_t region, int e
 void umdev_device_set_intercept(umdev_device *device, umdev_intercept intercept, void *context)
 {
     pthread_mutex_lock(&device->gates);
-    /* Off first: no access pairs the new function with the old context. */
-    atomic_store(&device->intercept, NULL);
-    atomic_store(&device->intercept_context, context);
-    atomic_store(&device->intercept, intercept);
+    device->intercept = intercept;
+    device->intercept_context = context;
+    atomic_store(&device->intercepted, intercept != NULL);
     gates_apply(device);
     pthread_mutex_unlock(&device->gates);
 }

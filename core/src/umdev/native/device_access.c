@@ -79,9 +79,9 @@ static void access_registers(struct umdev_call *call, uint64_t offset, uint8_t *
             else
                 umdev_register_read(call, slot, element, first, count, bytes, position);
         } else {
-            do
+            count = layout ? 1 : length;
+            while (count < length && !umdev_layout_slot(layout, offset + count, &element, &first))
                 count++;
-            while (count < length && !(layout && umdev_layout_slot(layout, offset + count, &element, &first)));
             if (!umdev_call_lock(call))
                 return;
             umdev_unmodelled_note(call->device, call->index, offset, bytes, count, write);
@@ -137,9 +137,11 @@ static int access_refused(const struct umdev_call *call, uint64_t offset, uint32
 static int access_pending(struct umdev_call *call, struct umdev_transaction *transaction)
 {
     umdev_device *device = call->device;
+    if (atomic_load(&device->gone)) { /* who set it may have ended all pending accesses already: end this one here */
+        transaction->completion = NULL;
+        umdev_pending_end_all(device, UMDEV_GONE);
+    }
     if (!transaction->completion) {
-        if (atomic_load(&device->gone)) /* who set it may have ended all pending accesses already */
-            umdev_pending_end_all(device, UMDEV_GONE);
         while (transaction->waiting)
             umdev_device_wait(device);
         return transaction->result;
@@ -157,10 +159,24 @@ static int access_pending(struct umdev_call *call, struct umdev_transaction *tra
     return kept ? UMDEV_PENDING : UMDEV_FAULT;
 }
 
+/* What the intercept makes of the access; -1: it passes. */
+static int access_intercepted(umdev_device *device, uint32_t index, uint64_t offset, void *bytes, uint32_t length,
+                              uint32_t flags)
+{
+    if (!atomic_load(&device->intercepted))
+        return -1;
+    pthread_mutex_lock(&device->gates); /* function and context belong together */
+    umdev_intercept intercept = device->intercept;
+    void *context = device->intercept_context;
+    pthread_mutex_unlock(&device->gates);
+    return intercept ? intercept(context, index, offset, bytes, length, flags) : -1;
+}
+
 static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, void *bytes, uint32_t length,
                        uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
 {
     bool write = flags & UMDEV_WRITE;
+    bool posted = write && (flags & UMDEV_POSTED) && index != UMDEV_REGION_CONFIG; /* PCI posts no configuration write */
     struct umdev_transaction transaction = {
         .bytes = bytes, .length = length, .write = write, .completion = completion, .context = context};
     struct umdev_call call = {.device = device,
@@ -170,9 +186,7 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
                               .initiator = initiator,
                               .space = space,
                               .transaction = &transaction};
-    umdev_intercept intercept = atomic_load(&device->intercept);
-    int result = intercept ? intercept(atomic_load(&device->intercept_context), index, offset, bytes, length, flags)
-                           : -1;
+    int result = access_intercepted(device, index, offset, bytes, length, flags);
     if (result >= 0) {
         if (result >= UMDEV_ABORT && !write)
             memset(bytes, 0xFF, length);
@@ -182,7 +196,7 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
     if (result == UMDEV_OK && length) {
         struct umdev_frame frame = {
             .device = device,
-            .context = (flags & UMDEV_POSTED) && write ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING,
+            .context = posted ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING,
             .outer = umdev_frames};
         umdev_frames = &frame;
         access_parts(&call, offset, bytes, length);

@@ -31,7 +31,8 @@ int umdev_device_context(const umdev_device *device);
 /* Gates; any thread, at any time. An access that has begun is not interrupted. */
 void umdev_device_set_gone(umdev_device *device, int gone); /* gone: every access ends in UMDEV_GONE, pending ones too */
 int umdev_device_set_region_enabled(umdev_device *device, uint32_t region, int enabled);
-void umdev_device_set_intercept(umdev_device *device, umdev_intercept intercept, void *context); /* NULL: none */
+void umdev_device_set_intercept(umdev_device *device, umdev_intercept intercept, void *context); /* NULL: none.
+                                              An access that has begun may still call the one before. */
 
 /* ---- regions: described before the first access ---- */
 

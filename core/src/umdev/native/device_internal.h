@@ -90,9 +90,10 @@ struct umdev_device {
     void *user_data;
     uint32_t id;
     atomic_uint gone;
-    _Atomic(umdev_intercept) intercept;
-    _Atomic(void *) intercept_context;
-    pthread_mutex_t gates; /* orders changes of gone, enabled and intercept */
+    atomic_uint intercepted; /* intercept is not NULL */
+    pthread_mutex_t gates;   /* orders changes of gone, enabled and intercept */
+    umdev_intercept intercept; /* under gates, as its context */
+    void *intercept_context;
 
     pthread_mutex_t mutex;
     _Atomic(const void *) owner; /* identity of the holding thread */

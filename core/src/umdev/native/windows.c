@@ -26,10 +26,12 @@ static bool meets_register(const struct umdev_region *region, uint64_t offset, u
     if (!layout)
         return false;
     uint32_t element, first;
-    uint64_t step = UINT64_C(1) << layout->granule_shift;
-    for (uint64_t at = offset; at < offset + length && at < layout->span; at += step - at % step) {
-        if (umdev_layout_slot(layout, at, &element, &first))
+    uint64_t granule = UINT64_C(1) << layout->granule_shift, page = UINT64_C(1) << layout->page_shift;
+    for (uint64_t at = offset; at < offset + length && at < layout->span;) {
+        bool empty = layout->pages[at >> layout->page_shift] == 0; /* a large window skips what holds no register */
+        if (!empty && umdev_layout_slot(layout, at, &element, &first))
             return true;
+        at += empty ? page - at % page : granule - at % granule;
     }
     return false;
 }
