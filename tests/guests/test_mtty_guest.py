@@ -37,7 +37,7 @@ while [ ! -e /tmp/open.$port ]; do sleep 0.1; done
 def host_end(place):
     """A raw, unbuffered file of a port's end on the host: a terminal, or a unix socket."""
     if place.startswith("/dev/pts/"):
-        with open(place, "r+b", buffering=0) as terminal:
+        with Path(place).open("r+b", buffering=0) as terminal:
             tty.setraw(terminal)
             yield terminal
     else:
