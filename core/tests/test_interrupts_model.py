@@ -5,14 +5,13 @@ import os
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from umdev._native import ffi, lib
 from umdev.pci import InterruptPort, Interrupts, InterruptState, IrqIndex
 
 MSI_VECTORS = 4
 MSIX_VECTORS = 3
 SOURCES = 3
-states = st.sets(st.sampled_from(list(InterruptState))).map(lambda flags: sum(flags))
+states = st.sets(st.sampled_from(list(InterruptState))).map(sum)
 messages = st.one_of(
     st.tuples(st.just(IrqIndex.MSI), st.integers(0, MSI_VECTORS - 1)),
     st.tuples(st.just(IrqIndex.MSIX), st.integers(0, MSIX_VECTORS - 1)),
@@ -20,13 +19,15 @@ messages = st.one_of(
 
 
 class Rules(RuleBasedStateMachine):
-    """DESIGN's rules in the plainest words: what may go out goes out at once, else it waits where waiting is allowed."""
+    """The rules in the plainest words: what may go out goes out at once, else it waits where waiting is allowed."""
 
     def __init__(self):
         super().__init__()
         self.port = InterruptPort(Interrupts(msi=MSI_VECTORS, msix=MSIX_VECTORS, msix_bar=0, intx=True))
         self.lines = [(IrqIndex.INTX, 0)]
-        self.messages = [(IrqIndex.MSI, n) for n in range(MSI_VECTORS)] + [(IrqIndex.MSIX, n) for n in range(MSIX_VECTORS)]
+        self.messages = [(IrqIndex.MSI, n) for n in range(MSI_VECTORS)] + [
+            (IrqIndex.MSIX, n) for n in range(MSIX_VECTORS)
+        ]
         self.events = {place: os.eventfd(0, os.EFD_NONBLOCK) for place in self.lines + self.messages}
         self.connected = set()
         self.client_masked = set()

@@ -47,6 +47,7 @@ class MemoryFunction(Function):
             PciId(0x1234, 0x11E8, 0x00FF00, 0x10), bars, (*self.port.capabilities, *capabilities), self.port.pin, self
         )
         self.gates = {}
+        self.moves = []
         self.file = os.memfd_create("bar2")
         os.ftruncate(self.file, 2 * PAGE)
         self.bytes = bytearray(1 << 16)
@@ -77,6 +78,7 @@ class MemoryFunction(Function):
 
     def bar_moved(self, index, address):
         self.gates[index] = address
+        self.moves.append((index, address))
 
     def interrupt_state(self, flags):
         self.port.set_state(flags)

@@ -72,8 +72,19 @@ def test_probe_finds_what_was_declared_and_leaves_no_trace(function):
     }
     assert found[0].address == 0xE0000000
     assert function.config.command == 7
-    assert function.gates[0] == 0xE0000000, "it never decoded anywhere else"
+    assert {move for move in function.moves if move[0] == 0} == {(0, 0xE0000000)}, "it never decoded anywhere else"
     assert function.probe_bars() == found
+
+
+def test_io_bars_may_decode_sixteen_bits(function, monkeypatch):
+    read = function.region_read
+
+    def read_short(index, offset, length):
+        data = read(index, offset, length)
+        return data[:2] + bytes(2) if (index, offset) == (7, 0x14) else data
+
+    monkeypatch.setattr(function, "region_read", read_short)
+    assert function.probe_bars()[1].size == 32
 
 
 @pytest.mark.parametrize("size", [1 << n for n in (4, 12, 31)])

@@ -111,6 +111,8 @@ def test_one_kind_at_a_time(function):
             assert function.port.report_error()
             assert function.port.request_release()
             assert errors.wait(timeout=5) == requests.wait(timeout=5) == 1
+            with pytest.raises(StateError, match="err interrupts"):
+                function.enable_interrupts("err")
             with pytest.raises(NotSupported, match="cannot be masked"):
                 errors.mask()
             with pytest.raises(NotSupported, match="no pending bit"):
@@ -138,12 +140,30 @@ def test_what_is_programmed_is_what_the_specification_says(function):
         assert config.read64(at + 4) == 0xFEE00000
         assert config.read16(at + 12) & 3 == 0, "the function fills in the low bits"
     assert config.read16(at + 2) & 1 == 0
+    function.accesses.clear()
     with function.enable_interrupts("msix", 2):
         at = config.find_capability(0x11)
         assert config.read16(at + 2) & 0xC000 == 0x8000
         words = [function.bars[0].read32(0xF000 + 4 * n) for n in range(12)]
         assert words == [0xFEE00000, 0, 0x20, 0, 0xFEE00000, 0, 0x21, 0, 0, 0, 0, 1]
+    writes = [(index, data) for index, offset, data in function.accesses if isinstance(data, bytes)]
+    assert writes[1] == (7, (0xC000 | 2).to_bytes(2, "little")), "enabled but masked before the table is written"
+    assert writes[2][0] == 0
     assert config.read16(at + 2) & 0xC000 == 0
+
+
+def test_enabling_clears_what_others_left(function):
+    function.enable()
+    mask = function.config.find_capability(5) + 16
+    function.config.write32(mask, 0xF)
+    with function.enable_interrupts("msi") as interrupts:
+        function.port.raise_()
+        assert interrupts.wait(timeout=5) == 1
+    function.enable(memory=False)
+    with function.enable_interrupts("msix") as interrupts:
+        assert function.config.command & 2, "the table is in a memory BAR"
+        function.port.raise_()
+        assert interrupts.wait(timeout=5) == 1
 
 
 def test_a_table_in_no_bar_is_an_error(make_function):

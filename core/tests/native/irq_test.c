@@ -83,6 +83,7 @@ static void test_intx(void)
     umdev_irq_set_level(irq, 0, 1);
     CHECK(take(fd) == 1); /* the connection is still there */
     CHECK(umdev_irq_disable(irq, INTX) == 0 && umdev_irq_unmask(irq, INTX, 0) == 0 && take(fd) == 0);
+    CHECK(umdev_irq_trigger(irq, INTX, 0) == -ENOTCONN);
     umdev_irq_free(irq);
     close(fd);
 }

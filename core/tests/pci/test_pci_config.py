@@ -178,6 +178,12 @@ def test_accesses_may_span_and_pass_the_end(make_space):
             bad()
 
 
+def test_a_long_write_is_cut_at_doublewords(make_space):
+    space = make_space()
+    space.set(COMMAND, 2, 2)
+    assert space.set(0x0E, 0xE0000000_0000, 6) == [("bar", 0, 0xE0000000)], "the BAR never had half an address"
+
+
 def test_extended_space_is_there_with_express_and_has_no_capability(make_space):
     assert make_space().config.size == 256
     space = make_space(PciExpress())
