@@ -6,7 +6,14 @@ project = "umdev"
 copyright = "the umdev authors"  # noqa: A001 Sphinx's name for it
 version = release = importlib.metadata.version("umdev")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"umdev {release}"
@@ -19,3 +26,20 @@ copybutton_prompt_is_regexp = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
+
+
+def keep_indented_blocks(app, what, name, obj, options, lines):
+    """Docstrings are plain text: what stands indented after an empty line is code or a tree, not a quotation."""
+    result, literal = [], False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not literal and result and not result[-1]:
+            result += ["::", ""]
+        if line:
+            literal = indented and (literal or not result[-1])
+        result.append(line)
+    lines[:] = result
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", keep_indented_blocks, priority=900)  # after napoleon

@@ -1,23 +1,25 @@
-"""What the guest part of the test kit raises.
+"""What the guest part of the test kit raises; all of it derives from `umdev.errors.UmdevError`.
 
-GuestError                     (umdev.errors.UmdevError)
-+-- FetchError                 Debian's packages cannot be had; the text says what to do
-|   +-- NoNetwork              the mirror cannot be reached
-|   +-- NoApt                  this machine has no apt-get, apt-cache or dpkg-deb, or is no x86-64 machine
-|   +-- PackageMissing         the mirror has no such package
-|   +-- ArchiveNotTrusted      the mirror's signature cannot be verified
-|   +-- DiskFull               the cache folder has no room left
-|   +-- CacheUnusable          the cache folder cannot be written
-|   +-- CacheLocked            another process has been filling the cache for too long
-+-- QemuUnusable               no usable QEMU
-|   +-- QemuNotFound           $UMDEV_QEMU names nothing that runs
-|   +-- QemuTooOld             it has no vfio-user-pci device
-+-- ModuleMissing              the kernel has no such module; names near ones
-+-- CompileFailed              gcc is missing or refused a program
-+-- GuestFailed                something went wrong in or with a guest; the text ends with the console's tail
-    +-- GuestTimedOut          a time limit passed; the guest has been killed
-    +-- GuestDied              QEMU ended although nobody asked
-    +-- ScriptFailed           a script or command ended with another status than 0; carries `status`, `output`
+The tree:
+
+    GuestError
+    +-- FetchError                 Debian's packages cannot be had; the text says what to do
+    |   +-- NoNetwork              the mirror cannot be reached
+    |   +-- NoApt                  this machine has no apt-get, apt-cache or dpkg-deb, or is no x86-64 machine
+    |   +-- PackageMissing         the mirror has no such package
+    |   +-- ArchiveNotTrusted      the mirror's signature cannot be verified
+    |   +-- DiskFull               the cache folder has no room left
+    |   +-- CacheUnusable          the cache folder cannot be written
+    |   +-- CacheLocked            another process has been filling the cache for too long
+    +-- QemuUnusable               no usable QEMU
+    |   +-- QemuNotFound           $UMDEV_QEMU names nothing that runs
+    |   +-- QemuTooOld             it has no vfio-user-pci device
+    +-- ModuleMissing              the kernel has no such module; names near ones
+    +-- CompileFailed              gcc is missing or refused a program
+    +-- GuestFailed                something went wrong in or with a guest; the text ends with the console's tail
+        +-- GuestTimedOut          a time limit passed; the guest has been killed
+        +-- GuestDied              QEMU ended although nobody asked
+        +-- ScriptFailed           a script or command ended with another status than 0; carries `status`, `output`
 """
 
 from __future__ import annotations
