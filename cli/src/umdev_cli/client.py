@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import os
+import select
 from typing import Any
 
 from umdev.errors import NotFound, NotSupported, StateError
@@ -38,12 +39,16 @@ def stop(uuid: str) -> None:
     """
     uuid = parse_uuid(uuid)
     host = _host(uuid)
-    last = control.call(host.path, control.Stop(uuid))
-    deadline = time.monotonic() + _END_SECONDS
-    while last and any(other.pid == host.pid for other in hosts.tidy()):
-        if time.monotonic() > deadline:
+    process = os.pidfd_open(host.pid)
+    try:
+        last = control.call(host.path, control.Stop(uuid))
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if last and not poll.poll(_END_SECONDS * 1000):
             raise StateError(f"process {host.pid} has stopped {uuid} and does not end; its log is {host.log}")
-        time.sleep(0.01)
+    finally:
+        os.close(process)
+    hosts.tidy()
 
 
 def _host(uuid: str) -> hosts.HostFolder:

@@ -37,6 +37,8 @@ class Add(msgspec.Struct, tag_field="verb", tag=True):
     attributes: dict[str, str]
     socket: str | None
     """Where the bus listens; None: in the runtime directory."""
+    wire_log: str | None = None
+    """A file for every message of the bus, if it can write one."""
 
 
 class Stop(msgspec.Struct, tag_field="verb", tag=True):
@@ -88,6 +90,7 @@ def failed(error: BaseException) -> Failed:
 def listen(folder: Path) -> socket.socket:
     """A listening control socket in a folder, for its owner only."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.fchmod(listener.fileno(), 0o600)  # the mode that bind gives the file
     with _short(folder) as short:
         listener.bind(f"{short}/control")
     listener.listen()

@@ -126,7 +126,8 @@ class Host:
             if path is None and descriptor is None:
                 path = str(hosts.socket_path(self._runtime, request.uuid))
             try:
-                server = self._bus.serve(device, path=path, descriptor=descriptor)
+                options = {} if request.wire_log is None else {"wire_log": request.wire_log}
+                server = self._bus.serve(device, path=path, descriptor=descriptor, **options)
             except BaseException:
                 device.close()
                 raise

@@ -94,7 +94,8 @@ def claim_folder(directory: Path, name: str) -> tuple[Path, int] | None:
     with runtime.locked(directory):
         if folder.exists() and _living(folder) is not None:
             return None
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (folder.parent, folder):
+            made.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder / "pid", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return folder, descriptor

@@ -97,6 +97,7 @@ def _spawn(
             error.add_note(_tail(log))
         # The lock is still held here, through our copy of its descriptor.
         hosts.release_folder(directory, folder, os.dup(lock))
+        hosts.tidy(directory)
         raise
     finally:
         for descriptor in (read, lock, log):

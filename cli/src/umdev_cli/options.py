@@ -12,7 +12,7 @@ from .identity import parse_uuid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["dumpjson", "force", "jsonfile", "parent", "type_", "uuid"]
+__all__ = ["bus", "dumpjson", "force", "jsonfile", "parent", "type_", "uuid", "wire_log"]
 
 
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
@@ -41,4 +41,8 @@ jsonfile = click.option(
     "--jsonfile", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Take the details from FILE."
 )
 dumpjson = click.option("--dumpjson", "--json", "dumpjson", is_flag=True, help="Write JSON instead of text.")
+wire_log = click.option(
+    "--wire-log", type=click.Path(dir_okay=False), help="Append every message of the bus to a file."
+)
+bus = click.option("--bus", default="vfio-user", show_default=True, help="Bus that serves the device.")
 force = click.option("--force", is_flag=True, hidden=True, help="Accepted for mdevctl's sake; there are no call-outs.")

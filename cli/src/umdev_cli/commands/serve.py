@@ -19,9 +19,17 @@ from umdev_cli.identity import is_uuid, new_uuid
 @options.uuid("UUID for a device given by its type; made up if left out.")
 @click.option("--socket-path", metavar="PATH", help="Listen here; in the runtime directory if neither is given.")
 @click.option("--fd", type=click.IntRange(min=0), help="Serve this connected socket instead.")
-@click.option("--bus", default="vfio-user", show_default=True, help="Bus that serves the device.")
+@options.bus
+@options.wire_log
 def command(
-    *, device: str, parent: str | None, uuid: str | None, socket_path: str | None, fd: int | None, bus: str
+    *,
+    device: str,
+    parent: str | None,
+    uuid: str | None,
+    socket_path: str | None,
+    fd: int | None,
+    bus: str,
+    wire_log: str | None,
 ) -> None:
     """Serve a device until SIGTERM, or until the client of --fd is gone.
 
@@ -39,7 +47,7 @@ def command(
     if claimed is None:
         what = f"devices of {named.parent} share one process" if owner.shared_process else f"{named.uuid} is in use"
         raise Conflict(f"{what}, which runs already; use umdev start, or stop what runs")
-    request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path)
+    request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path, wire_log)
     with host.open_host(directory, *claimed, named.parent, bus) as serving:
         described = serving.add(request, descriptor=fd)
         if described["device"] is not None:

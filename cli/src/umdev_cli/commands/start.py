@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 from umdev.errors import Conflict
@@ -11,16 +11,14 @@ from umdev_cli import control, hosts, launch, options, output, parents
 from umdev_cli.definitions import Definition, Definitions, Named, read
 from umdev_cli.identity import new_uuid
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @click.command
 @options.uuid("UUID of the device: a defined one, or one for a new device.")
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
 @options.jsonfile
-@click.option("--bus", default="vfio-user", show_default=True, help="Bus that serves the device.")
+@options.bus
+@options.wire_log
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
 @options.force
 def command(
@@ -30,6 +28,7 @@ def command(
     type_: str | None,
     jsonfile: Path | None,
     bus: str,
+    wire_log: str | None,
     as_json: bool,
     force: bool,
 ) -> None:
@@ -43,7 +42,9 @@ def command(
     if (claimed := hosts.running().get(named.uuid)) is not None:
         raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
     owner = parents.check(named.parent, named.definition)
-    request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), None)
+    request = control.Add(
+        named.uuid, named.definition.mdev_type, named.definition.attributes(), None, absolute(wire_log)
+    )
     with output.waiting(f"starting {named.definition.mdev_type} {named.uuid}"):
         described = launch.start(named.parent, bus, request, shared=owner.shared_process)
     if as_json:
@@ -54,6 +55,11 @@ def command(
     if uuid is None:
         click.echo(named.uuid)
     click.echo(f"-device '{described['device']}'")
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that still holds when the host process has left the current folder."""
+    return None if path is None else str(Path(path).absolute())
 
 
 def resolve(uuid: str | None, parent: str | None, type_: str | None, jsonfile: Path | None) -> Named:

@@ -1,0 +1,239 @@
+"""Runs `umdev` as its users do: a process, with directories of its own and small plugins of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOY = """
+    import os
+    import sys
+    import threading
+
+    from umdev.device import Block, Device, DeviceType, MemoryBar, Parent, PciId, Register, query
+    from umdev.bus import Attachment, hookimpl
+
+    class Registers(Block["Toy"]):
+        scratch = Register(0)
+
+    class Toy(Device):
+        pci = PciId(vendor=0x1234, device=0x0001, class_code=0x00FF00)
+        bar0 = MemoryBar(0, Registers, size=4096)
+
+        def on_open(self):
+            print("the toy opens", file=sys.stderr)
+            if self.context.attributes.get("fail") == "raise":
+                raise RuntimeError("the toy is broken")
+            if self.context.attributes.get("fail") == "exit":
+                os._exit(7)
+
+        @query
+        def echo(self, text="", size=0):
+            \"\"\"Gives back what it gets.\"\"\"
+            return {"text": text, "bytes": b"x" * size, "pid": os.getpid(), "attributes": dict(self.context.attributes)}
+
+    WORDS = {"colour": "of the toy", "fail": "raise or exit"}
+    alone = Parent("toys", [
+        DeviceType("toy", "A toy", Toy, "to play with", attributes=WORDS),
+        DeviceType("big", "A big toy", Toy, units=3),
+    ], capacity=4)
+    together = Parent("box", [DeviceType("toy-in-box", "A toy in a box", Toy)], capacity=4, shared_process=True)
+
+    class Bound:
+        mechanism = "a toy's"
+        def close(self): ...
+
+    class Server:
+        \"\"\"A bus that serves nobody, but listens.\"\"\"
+
+        def __init__(self, device, path, descriptor):
+            import socket
+            self.attachment = Attachment(device, "tap")
+            self.attachment.attach()
+            self.socket_path = path
+            self.listener = socket.socket(socket.AF_UNIX) if path else None
+            if path:
+                self.listener.bind(path)
+            self.stopped = threading.Event()
+            self.device_argument = f"tap,path={path}"
+
+        def run(self):
+            self.stopped.wait()
+
+        def stop(self):
+            self.stopped.set()
+
+        def close(self):
+            self.attachment.detach()
+            if self.socket_path:
+                self.listener.close()
+                os.unlink(self.socket_path)
+
+    class Tap:
+        name = "tap"
+        preference = 0
+
+        @hookimpl
+        def umdev_trap_region(self): return Bound()
+
+        @hookimpl
+        def umdev_connect_interrupts(self): return Bound()
+
+        def serve(self, device, *, path=None, descriptor=None):
+            return Server(device, path, descriptor)
+
+        def doctor(self):
+            from umdev.plugins import Row
+            yield Row("trap", "tap water", None, "cold", "wait a little")
+
+    bus = Tap()
+"""
+
+
+class Umdev:
+    """The command with its own runtime and configuration directories, plugins and environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runtime = folder / "run"
+        self.config = folder / "etc"
+        self.site = folder / "site"
+        self.site.mkdir()
+        self.spawned: list[subprocess.Popen[str]] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("UMDEV_")},
+            "UMDEV_RUNTIME_DIR": str(self.runtime),
+            "UMDEV_CONFIG_DIR": str(self.config),
+            "PYTHONPATH": str(self.site),
+        }
+
+    def install(self, distribution: str, entry_points: dict[str, dict[str, str]], **modules: str) -> None:
+        """Make a real distribution: group -> name -> target, and module name -> source."""
+        info = self.site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        lines = []
+        for group, points in entry_points.items():
+            lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        for name, source in modules.items():
+            (self.site / f"{name}.py").write_text(textwrap.dedent(source))
+
+    def install_toys(self) -> None:
+        """Parents `toys` (a process each) and `box` (one process), bus `tap`."""
+        self.install(
+            "umdev-toys",
+            {"umdev.parents": {"toys": "toy:alone", "box": "toy:together"}, "umdev.buses": {"tap": "toy:bus"}},
+            toy=TOY,
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        """The words of a command line."""
+        return [sys.executable, "-m", "umdev_cli.main", *arguments]
+
+    def __call__(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end; it must exit with `code`."""
+        done = subprocess.run(
+            self.command(*arguments),
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def out(self, *arguments: str, **environment: str) -> str:
+        """What it prints when all is well: then stderr is empty."""
+        done = self(*arguments, **environment)
+        assert done.stderr == ""
+        return done.stdout
+
+    def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start it and let it run; what a failed test leaves is killed."""
+        process = subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        self.spawned.append(process)
+        return process
+
+    def json(self, *arguments: str) -> Any:
+        """What it prints as JSON."""
+        return json.loads(self.out(*arguments))
+
+    def fails(self, code: int, *arguments: str, **environment: str) -> str:
+        """The one line on stderr of a failure with this exit code."""
+        lines = self(*arguments, code=code, **environment).stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("umdev: ")
+        return lines[0].removeprefix("umdev: ")
+
+    def left(self) -> list[str]:
+        """What there is in the runtime directory."""
+        return sorted(str(path.relative_to(self.runtime)) for path in self.runtime.rglob("*"))
+
+    def processes(self) -> list[int]:
+        """Host processes of this runtime directory, by what they were started with."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                except OSError:
+                    continue
+                if alive and b"umdev_cli.host" in words and str(self.runtime).encode() in b"".join(words):
+                    found.append(int(entry.name))
+        return found
+
+    def end(self) -> None:
+        """Kill what a failed test left running."""
+        for process in self.spawned:
+            process.kill()
+            process.communicate()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def umdev() -> Iterator[Umdev]:
+    """`umdev` with nothing but what is installed. Its folder has a short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="umdev-test-"))
+    command = Umdev(folder)
+    try:
+        yield command
+    finally:
+        command.end()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def toys(umdev: Umdev) -> Umdev:
+    """`umdev` with the toys installed."""
+    umdev.install_toys()
+    return umdev

@@ -1,0 +1,319 @@
+"""start, stop, show, list over real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Umdev
+
+A, B, C = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+TOY = ("-p", "toys", "-t", "toy", "--bus", "tap")
+BOXED = ("-p", "box", "-t", "toy-in-box", "--bus", "tap")
+
+
+def wait_until_dead(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} lives")
+
+
+def test_start_list_show_stop(toys: Umdev) -> None:
+    out = toys.out("start", "-u", A, *TOY)
+    assert out == f"-device 'tap,path={toys.runtime}/{A}.sock'\n"
+    assert toys.out("list") == f"{A} toys toy manual\n"
+    (pid,) = toys.processes()
+    described = toys.json("show", A, "--json")
+    assert (described["pid"], described["parent"], described["type"]) == (pid, "toys", "toy")
+    assert described["services"]["interrupt"] == "a toy's"
+    text = toys.out("show", "-v", A)
+    assert text.startswith(f"{A} toys toy [00ff]: 1234:0001 (rev 00)\n\tBus: tap, attached, process {pid}\n")
+    assert "\tRegion 0: Memory at 00000000 (32-bit, non-prefetchable) [size=4K]\n" in text
+    assert "\tService trap[0]: a toy's\n" in text
+    assert toys.out("show") == text.splitlines(keepends=True)[0]
+    assert toys.out("stop", "-u", A) == ""
+    assert (toys.left(), toys.processes(), toys.out("list")) == ([], [], "")
+
+
+def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:
+    first, argument = toys.out("start", *TOY).splitlines()
+    assert str(uuid.UUID(first)) == first
+    assert f"{first}.sock" in argument
+    described = toys.json("start", *TOY, "--json")
+    assert sorted(described) == ["device", "log", "parent", "pid", "socket", "type", "uuid"]
+    assert len(toys.processes()) == 2
+    assert {line.split()[0] for line in toys.out("list").splitlines()} == {first, described["uuid"]}
+
+
+def test_a_host_is_detached_private_and_logs(toys: Umdev) -> None:
+    described = toys.json("start", "-u", A, *TOY, "--json")
+    pid, log = described["pid"], Path(described["log"])
+    assert os.getsid(pid) == pid
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
+    assert Path(f"/proc/{pid}/fd/1").readlink() == Path(f"/proc/{pid}/fd/2").readlink() == log
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    assert "the toy opens" in log.read_text()
+    for path in [toys.runtime, *toys.runtime.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.suffix == ".sock", path
+
+
+def test_types_count_what_runs(toys: Umdev) -> None:
+    def available() -> dict[str, int]:
+        (parents,) = toys.json("types", "-p", "toys", "--dumpjson")
+        return {name: facts["available_instances"] for each in parents["toys"] for name, facts in each.items()}
+
+    assert available() == {"toy": 4, "big": 1}
+    toys("start", "-u", A, *TOY)
+    toys("start", "-u", B, *TOY)
+    assert available() == {"toy": 2, "big": 0}
+    text = toys.fails(5, "start", "-p", "toys", "-t", "big", "--bus", "tap")
+    assert text.startswith("NoInstanceLeft: toys has no instance of big left: it takes 3 of 4 units, 2 are in use; ")
+    assert A in text
+    assert B in text
+    assert len(toys.processes()) == 2
+    toys("stop", "-u", A)
+    assert available() == {"toy": 3, "big": 1}
+
+
+def test_devices_that_share_state_share_a_process(toys: Umdev) -> None:
+    for identity in (A, B):
+        toys("start", "-u", identity, *BOXED)
+    (pid,) = toys.processes()
+    assert [device["pid"] for device in toys.json("show", "--json")] == [pid, pid]
+    toys("stop", "-u", A)
+    assert toys.processes() == [pid]
+    assert toys.out("list") == f"{B} box toy-in-box manual\n"
+    toys("stop", "-u", B)
+    assert (toys.left(), toys.processes()) == ([], [])
+
+
+def test_many_starts_at_once_make_one_shared_process(toys: Umdev) -> None:
+    commands = [toys.spawn("start", "-u", identity, *BOXED) for identity in (A, B, C)]
+    assert [command.wait(60) for command in commands] == [0, 0, 0]
+    assert len(toys.processes()) == 1
+    assert len(toys.out("list").splitlines()) == 3
+
+
+def test_start_while_the_shared_process_ends(toys: Umdev) -> None:
+    toys("start", "-u", A, *BOXED)
+    stopping = threading.Thread(target=toys, args=("stop", "-u", A))
+    stopping.start()
+    toys("start", "-u", B, *BOXED)
+    stopping.join()
+    assert toys.out("list") == f"{B} box toy-in-box manual\n"
+
+
+@pytest.mark.parametrize("kind", [TOY, BOXED])
+def test_after_kill_9_list_cleans_up(toys: Umdev, kind: tuple[str, ...]) -> None:
+    toys("start", "-u", A, *kind)
+    (pid,) = toys.processes()
+    os.kill(pid, signal.SIGKILL)
+    wait_until_dead(pid)
+    assert f"{A}.sock" in toys.left()
+    assert toys.out("list") == ""
+    assert toys.left() == []
+    toys("start", "-u", A, *kind)
+    toys("stop", "-u", A)
+
+
+def test_kill_9_spares_other_devices(toys: Umdev) -> None:
+    for identity in (A, B):
+        toys("start", "-u", identity, *TOY)
+    doomed = toys.json("show", A, "--json")["pid"]
+    os.kill(doomed, signal.SIGKILL)
+    wait_until_dead(doomed)
+    assert toys.out("list") == f"{B} toys toy manual\n"
+    assert f"{B}.sock" in toys.left()
+    assert toys.json("show", B, "--json")["state"] == "attached"
+
+
+def test_sigterm_ends_a_host_cleanly(toys: Umdev) -> None:
+    toys("start", "-u", A, *TOY)
+    (pid,) = toys.processes()
+    os.kill(pid, signal.SIGTERM)
+    wait_until_dead(pid)
+    assert toys.left() == []
+
+
+def test_definitions_outlive_processes_and_runtime_directory(toys: Umdev) -> None:
+    toys("define", "-u", A, "-p", "toys", "-t", "toy")
+    toys("start", "-u", A, "--bus", "tap")
+    (pid,) = toys.processes()
+    shutil.rmtree(toys.runtime)
+    os.kill(pid, signal.SIGKILL)
+    wait_until_dead(pid)
+    assert toys.out("list") == ""
+    assert toys.out("list", "-d") == f"{A} toys toy manual\n"
+    toys("start", "-u", A, "--bus", "tap")
+    assert toys.out("list") == f"{A} toys toy manual (defined)\n"
+    assert toys.out("list", "-d") == f"{A} toys toy manual (active)\n"
+    toys("stop", "-u", A)
+    assert toys.left() == []
+
+
+def test_attributes_reach_the_device(toys: Umdev) -> None:
+    details = toys.folder / "toy.json"
+    details.write_text('{"mdev_type": "toy", "start": "manual", "attrs": [{"colour": "red"}]}')
+    toys("start", "-u", A, "-p", "toys", "--jsonfile", str(details), "--bus", "tap")
+    assert toys.json("show", A, "--json")["attributes"] == {"colour": "red"}
+
+
+class TestFailures:
+    def test_uuid_in_use(self, toys: Umdev) -> None:
+        toys("start", "-u", A, *TOY)
+        assert toys.fails(5, "start", "-u", A, *TOY).startswith(f"Conflict: {A} is running already: toy of toys")
+
+    def test_a_model_that_raises(self, toys: Umdev) -> None:
+        details = toys.folder / "toy.json"
+        details.write_text('{"mdev_type": "toy", "attrs": [{"fail": "raise"}]}')
+        done = toys("start", "-p", "toys", "--jsonfile", str(details), "--bus", "tap", code=1)
+        first, *log = done.stderr.splitlines()
+        assert first == "umdev: RuntimeError: the toy is broken"
+        assert any("the toy opens" in line for line in log)
+        assert (toys.left(), toys.processes()) == ([], [])
+
+    def test_a_model_that_ends_the_process(self, toys: Umdev) -> None:
+        details = toys.folder / "toy.json"
+        details.write_text('{"mdev_type": "toy", "attrs": [{"fail": "exit"}]}')
+        done = toys("start", "-p", "toys", "--jsonfile", str(details), "--bus", "tap", code=1)
+        first, *log = done.stderr.splitlines()
+        assert first == "umdev: HostFailed: the host process ended with exit code 7 before it was ready"
+        assert any("the toy opens" in line for line in log)
+        assert (toys.left(), toys.processes()) == ([], [])
+
+    def test_a_bus_that_works_in_one_process_only(self, toys: Umdev) -> None:
+        text = toys.fails(4, "start", "-p", "toys", "-t", "toy", "--bus", "loopback")
+        assert text.startswith("NotSupported: the bus loopback works inside one process only")
+        assert toys.left() == []
+
+    @pytest.mark.parametrize("verb", [("show", A), ("stop", "-u", A)])
+    def test_not_running(self, toys: Umdev, verb: tuple[str, ...]) -> None:
+        assert toys.fails(3, *verb) == f"NotFound: {A} is not running"
+
+    def test_a_device_of_another_program(self, toys: Umdev) -> None:
+        program = (
+            "import sys; from umdev.instances import InstanceClaims; "
+            f"claim = InstanceClaims().claim('toys', 'toy', '{A}', 1, 4); print(flush=True); sys.stdin.read()"
+        )
+        holder = subprocess.Popen(
+            [toys.command()[0], "-c", program], env=toys.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            holder.stdout.readline()
+            assert toys.out("list") == f"{A} toys toy manual\n"
+            assert f"lives in process {holder.pid}, which was not started by" in toys.fails(4, "stop", "-u", A)
+        finally:
+            holder.communicate()
+
+    def test_a_runtime_directory_that_others_can_write(self, toys: Umdev) -> None:
+        toys.runtime.mkdir()
+        toys.runtime.chmod(0o777)
+        assert toys.fails(1, "list").startswith(f"StateError: {toys.runtime} can be written by others")
+
+
+class TestClient:
+    """What add-on commands use."""
+
+    def query(self, toys: Umdev, call: str) -> str:
+        program = f"from umdev_cli import client\nprint({call})"
+        done = subprocess.run(
+            [toys.command()[0], "-c", program], env=toys.environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+    def test_queries_cross_processes(self, toys: Umdev) -> None:
+        toys("start", "-u", A, *TOY)
+        (pid,) = toys.processes()
+        assert self.query(toys, f"client.query('{A}', 'echo', text='hello')['text']") == "hello"
+        assert self.query(toys, f"len(client.query('{A}', 'echo', size=20 << 20)['bytes'])") == str(20 << 20)
+        assert self.query(toys, f"client.query('{A}', 'echo')['pid']") == str(pid)
+        assert "has no query 'ohce'; it has: echo" in self.query(toys, f"client.query('{A}', 'ohce')")
+        assert "unexpected keyword argument 'volume'" in self.query(toys, f"client.query('{A}', 'echo', volume=1)")
+        assert "is no UUID" in self.query(toys, "client.query('toy', 'echo')")
+
+
+class TestServe:
+    """QEMU's conventions for back ends: foreground, SIGTERM, --socket-path or --fd."""
+
+    def serve(self, toys: Umdev, *arguments: str, **options: object) -> tuple[subprocess.Popen[str], str]:
+        process = toys.spawn("serve", *arguments, "--bus", "tap", **options)
+        return process, process.stdout.readline()
+
+    def ended(self, process: subprocess.Popen[str]) -> int:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        return process.returncode
+
+    def test_by_type(self, toys: Umdev) -> None:
+        path = toys.folder / "toy.sock"
+        process, line = self.serve(toys, "toy", "--socket-path", str(path), "-u", A)
+        assert line == f"-device 'tap,path={path}'\n"
+        assert path.is_socket()
+        assert toys.out("list") == f"{A} toys toy manual\n"
+        assert toys.json("show", A, "--json")["pid"] == process.pid
+        assert self.ended(process) == 0
+        assert not path.exists()
+        assert toys.left() == []
+
+    def test_by_definition_stopped_by_command(self, toys: Umdev) -> None:
+        toys("define", "-u", A, "-p", "box", "-t", "toy-in-box")
+        process, line = self.serve(toys, A)
+        assert line == f"-device 'tap,path={toys.runtime}/{A}.sock'\n"
+        toys("start", "-u", B, *BOXED)  # into the process that serves the box already
+        assert toys.json("show", B, "--json")["pid"] == process.pid
+        assert toys.fails(5, "serve", "toy-in-box", "--bus", "tap").startswith(
+            "Conflict: devices of box share one process"
+        )
+        toys("stop", "-u", B)
+        toys("stop", "-u", A)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert toys.left() == []
+
+    def test_unknown_type(self, toys: Umdev) -> None:
+        text = toys.fails(3, "serve", "robot", UMDEV_DISABLE_PLUGINS="umdev-[!t]*")
+        assert text == "NotFound: no parent offers a type 'robot'; there are: big, toy, toy-in-box"
+
+    def test_path_and_descriptor(self, toys: Umdev) -> None:
+        assert "exclude each other" in toys.fails(2, "serve", "toy", "--socket-path", "x", "--fd", "3")
+
+
+def test_over_vfio_user(toys: Umdev) -> None:
+    pytest.importorskip("umdev_vfio_user", reason="umdev-vfio-user is not installed; pip install it")
+    out = toys.out("start", "-u", A, "-p", "toys", "-t", "toy")
+    path = f"{toys.runtime}/{A}.sock"
+    assert out == f'-device \'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}\'\n'
+    assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+    described = toys.json("show", A, "--json")
+    assert described["bus"] == "vfio-user"
+    assert {"trap[0]", "interrupt"} <= set(described["services"])
+    toys("stop", "-u", A)
+    assert toys.left() == []
+
+
+@pytest.mark.parametrize("name", ["taken", "x" * 108])
+def test_a_socket_path_that_exists_or_is_too_long(toys: Umdev, name: str) -> None:
+    pytest.importorskip("umdev_vfio_user", reason="umdev-vfio-user is not installed; pip install it")
+    path = toys.folder / name
+    (toys.folder / "taken").write_text("mine")
+    last = toys("serve", "toy", "--socket-path", str(path), code=5).stderr.splitlines()[-1]
+    assert last.startswith(f"umdev: SocketPathError: {path} ")
+    assert (toys.folder / "taken").read_text() == "mine"
+    assert toys.left() == []
