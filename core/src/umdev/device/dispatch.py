@@ -109,11 +109,12 @@ class NativeDevice:
         """
         if not 0 <= length <= ACCESS_LIMIT:
             raise InvalidArgument(f"an access of {length} bytes; at most {ACCESS_LIMIT}")
-        data = ffi.new("uint8_t[]", length)
-        result = lib.umdev_device_access(self.pointer, region, _offset(offset), data, length, 0, initiator, space)
+        data = bytearray(length)
+        target = ffi.from_buffer(data)
+        result = lib.umdev_device_access(self.pointer, region, _offset(offset), target, length, 0, initiator, space)
         if result < 0 or result == lib.UMDEV_FAULT:
             self._failed(result, f"read of region {region} at {offset:#x}")
-        return bytes(ffi.buffer(data))
+        return bytes(data)
 
     def write(
         self, region: int, offset: int, data: Buffer, *, posted: bool = False, initiator: int = 0, space: int = 0
