@@ -1,6 +1,9 @@
 """Write-protection of the loopback guest: TRAP, TRACK, sharing, unmap, close; and comparison."""
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -336,6 +339,32 @@ def test_closing_the_guests_protector_lets_blocked_stores_go_on(guest, memory):
     with pytest.raises(ProtectError, match="gone"):
         protector.protect([page(1)], notify)
     protector.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0 or MISSING is not None, reason=MISSING or "needs root, to become another user")
+@pytest.mark.parametrize("mode", ["TRAP", "TRACK"])
+def test_without_privilege_user_code_is_still_trapped(mode):
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from umdev.addresses import Iova
+        from umdev.memory import AddressSpace, GuestMemory, UserfaultProtector
+        from umdev.services import ProtectMode
+        os.setresuid(65534, 65534, 65534)
+        guest, memory = GuestMemory(16 * 4096), AddressSpace()
+        memory.map(0, guest.size, descriptor=guest.descriptor)
+        protector = UserfaultProtector(guest.protector(), memory, ProtectMode[sys.argv[1]])
+        seen = []
+        protector.protect([Iova(4096)], lambda write: seen.append(write.address))
+        guest.store(4096, b"x")
+        print(seen if sys.argv[1] == "TRAP" else protector.collect(), protector.mechanism)
+        """
+    )
+    command = [sys.executable, "-c", script, mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("[4096]"), done
+    # Where the administrator lets everyone open /dev/userfaultfd, or the system call, that is used.
+    assert f": {mode}" in done.stdout
 
 
 @needs_userfault

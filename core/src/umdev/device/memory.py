@@ -147,20 +147,19 @@ class DeviceMemory:
 
         Raises: PinLimit, NotMapped, NotSupported (by message only), ServiceUnavailable.
         """
-        wanted = _pages(address, pages)
+        hosts = [(page, self.translate(page, PAGE_SIZE, space=space)) for page in _pages(address, pages)]
         pinner = self._services.pinner()
-        done: list[tuple[int, HostVirt]] = []
+        done: list[tuple[HostVirt, int]] = []
         try:
-            for page in wanted:
-                host = self.translate(page, PAGE_SIZE, space=space)
-                pinner.pin(host, 1)
-                done.append((page, host))
+            for host, count in _runs([host for _, host in hosts]):
+                pinner.pin(host, count)
+                done.append((host, count))
         except BaseException:
-            for _, host in done:
-                pinner.unpin(host, 1)
+            for host, count in done:
+                pinner.unpin(host, count)
             raise
         with self._lock:
-            for page, host in done:
+            for page, host in hosts:
                 known = self._pins.get((space, page))
                 self._pins[space, page] = _Pin(known.times + 1 if known else 1, host)
 
@@ -177,8 +176,8 @@ class DeviceMemory:
                 freed.append(known.host)
         if freed:
             pinner = self._services.pinner()
-            for host in freed:
-                pinner.unpin(host, 1)
+            for host, count in _runs(freed):
+                pinner.unpin(host, count)
 
     @property
     def pinned(self) -> int:
@@ -251,3 +250,14 @@ def _pages(address: int, pages: int) -> range:
     if address & PAGE_MASK or pages <= 0:
         raise InvalidArgument(f"{pages} pages at {address:#x}: pins are whole pages")
     return range(address, address + pages * PAGE_SIZE, PAGE_SIZE)
+
+
+def _runs(hosts: Sequence[HostVirt]) -> list[tuple[HostVirt, int]]:
+    """(first, number) of pages next to each other."""
+    runs: list[tuple[HostVirt, int]] = []
+    for host in hosts:
+        if runs and runs[-1][0] + runs[-1][1] * PAGE_SIZE == host:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((host, 1))
+    return runs

@@ -114,15 +114,19 @@ class GuestProtector:
 
     def _start(self, mode: ProtectMode) -> None:
         reason = ""
-        try:
-            userfault = self._open(mode is ProtectMode.TRACK)
-        except NotSupported as error:
-            if mode is not ProtectMode.TRACK:
-                raise
+        pagemap = -1
+        if mode is ProtectMode.TRACK:
             # Trapping with release at once gives the same guarantee; it costs a switch of threads for each first store.
+            try:
+                pagemap = os.open(self._pagemap, os.O_RDONLY | os.O_CLOEXEC)
+                userfault = self._open(True)
+            except (NotSupported, OSError) as error:
+                if pagemap >= 0:
+                    os.close(pagemap)
+                    pagemap = -1
+                reason = f"; trapped and released at once: {error}"
+        if pagemap < 0:
             userfault = self._open(False)
-            reason = f"; {error}"
-        pagemap = os.open(self._pagemap, os.O_RDONLY | os.O_CLOEXEC) if userfault.asynchronous else -1
         native = lib.umdev_protector_new(userfault.descriptor, pagemap, userfault.asynchronous)
         if native == ffi.NULL:
             raise ProtectError(f"the protector can't start: {os.strerror(ffi.errno)}")
