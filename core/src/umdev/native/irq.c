@@ -44,7 +44,9 @@ static int dup_eventfd(int fd)
     return copy;
 }
 
-/* The peer owns the counter and may have filled it: then it has a signal to read already, and a write would block. */
+/* The peer owns the counter and may have filled it: then it has a signal to read already, and a write would block.
+ * There is no write that refuses to wait on a descriptor whose owner did not ask for O_NONBLOCK, and the flag is shared
+ * with the owner; so who fills its counter just between the two calls holds up its own device until it reads. */
 static void send_signal(umdev_irq *irq, const umdev_irq_vector *vector)
 {
     const uint64_t one = 1;

@@ -112,6 +112,8 @@ class InterruptPort:
             raise MemoryError("no memory for interrupt vectors")
         # The collector frees it, so that a late call from a thread of the model never meets freed memory.
         self._irq = ffi.gc(pointer, lib.umdev_irq_free)
+        sources = int(lib.umdev_irq_sources(pointer)) if declaration.intx else 0
+        self._vector_count = max(msi, declaration.msix, sources)
 
     # For device models.
 
@@ -318,13 +320,10 @@ class InterruptPort:
     # Inside.
 
     def _vector(self, vector: int) -> int:
-        most = max(self.vectors(IrqIndex.MSI), self.vectors(IrqIndex.MSIX))
-        if self.declaration.intx:
-            most = max(most, int(lib.umdev_irq_sources(self._irq)))
-        if not most:
+        if not self._vector_count:
             raise InvalidArgument("this device declares no interrupts: write `interrupts = Interrupts(...)`")
-        if not 0 <= vector < most:
-            raise InvalidArgument(f"interrupt vector {vector}: this device declares 0 to {most - 1}")
+        if not 0 <= vector < self._vector_count:
+            raise InvalidArgument(f"interrupt vector {vector}: this device declares 0 to {self._vector_count - 1}")
         return vector
 
     def _check(self, result: int, vector: int) -> None:
