@@ -413,7 +413,7 @@ class Typed(Block["Harness"]):
 
 
 def test_mypy_finds_mistakes() -> None:
-    """Each line of typing_mistakes.py that says so is an error, and no other line is."""
+    """Each line of typing_mistakes.txt that says so is an error, and no other line is."""
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: sync the lint group")
     source = Path(__file__).parent / "typing_mistakes.txt"
