@@ -58,17 +58,15 @@ def test_screenshot(umdev, linux_guest, program, facts, tmp_path):
 
     # The frame buffer reaches the guest as memory of QEMU's process, at the address that the guest has given it.
     start = int(guest.run(f"head -n 1 {folder}/resource").split()[0], 16)
-    views = re.findall(
-        r"^ *([0-9a-f]+)-([0-9a-f]+) \(prio -?\d+, (\w+)\): (.*)$", guest.qmp.human("info mtree -f"), re.M
-    )
-    at_bar = {
-        (kind, name) for low, high, kind, name in views if (int(low, 16), int(high, 16)) == (start, start + SIZE - 1)
-    }
+    views = re.findall(r" ([0-9a-f]+)-([0-9a-f]+) \(prio -?\d+, (\w+)\): (.*)", guest.qmp.human("info mtree -f"))
+    bar = (start, start + SIZE - 1)
     socket = umdev.show(display.uuid)["socket"]
-    assert at_bar == {("ramd", f"vfio-user:{socket} BAR 0 mmaps[0]")}
+    assert {(kind, name) for low, high, kind, name in views if (int(low, 16), int(high, 16)) == bar} == {
+        ("ramd", f"vfio-user:{socket} BAR 0 mmaps[0]")
+    }
     guest.poweroff()
     umdev.stop_all()  # writes the log's rest
 
-    accesses = [int(region) for region in re.findall(r"^REGION_\w+ .*?region=(\d+) ", wire_log.read_text(), re.M)]
-    assert accesses.count(FRAMEBUFFER) == 0
-    assert accesses.count(REGISTERS) > 100
+    regions = [int(region) for region in re.findall(r"REGION_\w+ .*?region=(\d+) ", wire_log.read_text())]
+    assert regions.count(FRAMEBUFFER) == 0
+    assert regions.count(REGISTERS) > 100

@@ -111,14 +111,19 @@ static inline uint32_t edu_factorial(volatile uint8_t *bar, uint32_t n)
     return edu_read(bar, EDU_FACTORIAL);
 }
 
-/* Start a transfer of one page between `address` and the device's buffer. */
-static inline void edu_dma_start(volatile uint8_t *bar, uint64_t address, uint32_t command)
+/* Describe a transfer of one page between `address` and the device's buffer; it starts if the command says so. */
+static inline void edu_dma_program(volatile uint8_t *bar, uint64_t address, uint32_t command)
 {
     int to_guest = (command & EDU_DMA_TO_GUEST) != 0;
     edu_write_wide(bar, EDU_DMA_SOURCE, to_guest ? EDU_BUFFER : address);
     edu_write_wide(bar, EDU_DMA_TARGET, to_guest ? address : EDU_BUFFER);
     edu_write_wide(bar, EDU_DMA_COUNT, EDU_PAGE);
-    edu_write(bar, EDU_DMA_COMMAND, command | EDU_DMA_START);
+    edu_write(bar, EDU_DMA_COMMAND, command);
+}
+
+static inline void edu_dma_start(volatile uint8_t *bar, uint64_t address, uint32_t command)
+{
+    edu_dma_program(bar, address, command | EDU_DMA_START);
 }
 
 static inline void edu_dma(volatile uint8_t *bar, uint64_t address, uint32_t command)

@@ -94,7 +94,9 @@ static void check_bus_master(struct edu *edu)
     fact("unmastered-device-changed", "%u", difference(edu->page, held));
 }
 
-/* A reset while a transfer is under way: it never lands, though memory and mastering are on again at once. */
+/* A reset while a transfer is under way: it never lands, though memory and mastering are on again at once, and the
+ * registers say again what to move, only not to start.
+ */
 static void check_reset(struct edu *edu)
 {
     off_t express = config_find(edu->config, PCI_CAPABILITY_EXPRESS);
@@ -118,6 +120,7 @@ static void check_reset(struct edu *edu)
     fact("flr-during-dma", "%d", started != 0);
     fact("flr-command", "%u", command);
     fact("flr-liveness", "%08x", edu_read(edu->bar, EDU_LIVENESS));
+    edu_dma_program(edu->bar, edu->address, EDU_DMA_TO_GUEST | EDU_DMA_IRQ);
     pause_ms(600);
     fact("flr-page-changed", "%u", difference(edu->page, before));
     fact("flr-interrupt", "%d", edu_read(edu->bar, EDU_IRQ_STATUS) != 0 ||

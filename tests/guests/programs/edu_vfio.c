@@ -180,7 +180,8 @@ static void check_unmapped(struct edu *edu)
 /* A reset while a transfer that ends with an interrupt is under way.
  *
  * Through VFIO the kernel restores configuration space after 100 ms, which is about when the transfer would have ended;
- * so the bare bit is tried as well, with mastering and MSI switched on again at once behind VFIO's back.
+ * so the bare bit is tried as well, with mastering and MSI switched on again at once behind VFIO's back. Either way the
+ * registers say again what to move, only not to start.
  */
 static void check_reset(struct edu *edu, int bare)
 {
@@ -209,6 +210,7 @@ static void check_reset(struct edu *edu, int bare)
         need(!ioctl(edu->device, VFIO_DEVICE_RESET), "VFIO_DEVICE_RESET");
         set_command(edu, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     }
+    edu_dma_program(edu->bar, IOVA, EDU_DMA_TO_GUEST | EDU_DMA_IRQ);
     fact(bare ? "flr" : "reset", "%s", started ? "during-dma" : "too-late");
     snprintf(name, sizeof name, "%sinterrupts", prefix);
     fact(name, "%u", interrupts(edu, 600));
