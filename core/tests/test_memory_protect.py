@@ -261,6 +261,9 @@ def test_unmap_disarms_and_a_tracked_page_counts_as_changed(guest, memory):
     trapper, tracker = trapping(guest, memory), tracking(guest, memory)
     trapper.protect([page(1)], seen.append)
     tracker.protect([page(1), page(2)])
+    memory.map(BASE, guest.size, descriptor=guest.descriptor, space=1)
+    memory.unmap(BASE, guest.size, space=1)  # another space's map of the same addresses
+    assert (trapper.pages, tracker.pages) == (1, 2)
     memory.unmap(BASE, guest.size)
     assert (trapper.pages, tracker.pages) == (0, 0)
     guest.store(PAGE_SIZE, b"x")

@@ -31,6 +31,7 @@ logger = logging.getLogger("umdev.memory")
 
 _MODES = {ProtectMode.TRAP: lib.UMDEV_PROTECT_TRAP, ProtectMode.TRACK: lib.UMDEV_PROTECT_TRACK}
 _open_clients: set[UserfaultProtector] = set()  # the handler thread holds plain pointers to them
+_NOBODY: tuple[PageWrite, None] = (PageWrite(Iova(0)), None)
 _new_pages = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -159,7 +160,8 @@ class UserfaultProtector:
         self._guest = guest
         self._memory = memory
         self._mode = mode
-        self._armed: dict[int, tuple[Iova, Callable[[PageWrite], None] | None]] = {}  # by guest address
+        # By guest address. The report is made here, not while a store waits.
+        self._armed: dict[int, tuple[PageWrite, Callable[[PageWrite], None] | None]] = {}
         self._gone: set[Iova] = set()
         self._lock = threading.Lock()  # of _armed and _gone; a leaf
         self._handle = ffi.new_handle(self)
@@ -196,7 +198,7 @@ class UserfaultProtector:
         found = {self._locate(page): page for page in pages}
         with self._lock:
             before = {address: self._armed.get(address) for address in found}
-            self._armed.update((address, (page, notify)) for address, page in found.items())
+            self._armed.update((address, (PageWrite(page), notify)) for address, page in found.items())
         addresses = ffi.new("uint64_t[]", sorted(found))
         failed = ffi.new("uint64_t *")
         code = -lib.umdev_protect_client_arm(self._opened(), addresses, len(found), failed)
@@ -216,7 +218,7 @@ class UserfaultProtector:
         """Disarm; pages never armed are ignored."""
         wanted = set(pages)
         with self._lock:
-            addresses = sorted(address for address, (page, _) in self._armed.items() if page in wanted)
+            addresses = sorted(address for address, (write, _) in self._armed.items() if write.address in wanted)
             for address in addresses:
                 del self._armed[address]
             self._gone -= wanted
@@ -240,7 +242,8 @@ class UserfaultProtector:
         with self._lock:
             changed, self._gone = self._gone, set()
             # A page that was unmapped meanwhile is in _gone already, or will be.
-            changed.update(self._armed[address][0] for address in ffi.unpack(pages, count) if address in self._armed)
+            found = (self._armed.get(address) for address in ffi.unpack(pages, count))
+            changed.update(known[0].address for known in found if known)
         return sorted(changed)
 
     def close(self) -> None:
@@ -255,11 +258,10 @@ class UserfaultProtector:
 
     def notified(self, address: int) -> None:
         """The handler thread says that a store to the guest's page is about to land."""
-        with self._lock:
-            # It stays: another thread may be arming the page again right now.
-            page, notify = self._armed.get(address, (Iova(0), None))
+        # One lookup needs no lock. The entry stays: another thread may be arming the page again right now.
+        write, notify = self._armed.get(address, _NOBODY)
         if notify is not None:
-            notify(PageWrite(page))
+            notify(write)
 
     def _opened(self) -> Any:
         if self._client is None:
@@ -280,8 +282,11 @@ class UserfaultProtector:
         return address
 
     def _unmapped(self, mapping: Mapping) -> None:
+        if mapping.space:
+            return  # protection is asked for in space 0
         with self._lock:
-            gone = {address: page for address, (page, _) in self._armed.items() if mapping.iova <= page < mapping.end}
+            pages = {address: write.address for address, (write, _) in self._armed.items()}
+            gone = {address: page for address, page in pages.items() if mapping.iova <= page < mapping.end}
             for address in gone:
                 del self._armed[address]
             if self._mode is ProtectMode.TRACK:
