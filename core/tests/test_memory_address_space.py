@@ -99,6 +99,21 @@ def test_the_last_byte_of_the_bus_can_be_mapped_and_nothing_wraps(space, memfd):
     assert [mapping.iova for mapping in space.unmap_all()] == [0, top]
 
 
+@pytest.mark.parametrize("address", [-1, -64, 1 << 64, (1 << 64) + 8])
+def test_an_address_beyond_the_bus_is_a_named_error(space, address):
+    for call in (
+        lambda: space.read(address, 4),
+        lambda: space.read(address, 64),
+        lambda: space.read(address, 4 * MIB),
+        lambda: space.write(address, b"x"),
+        lambda: space.read_into(address, bytearray(8)),
+        lambda: space.translate(address, 4),
+        lambda: space.unmap(address, 0x1000),
+    ):
+        with pytest.raises(InvalidArgument):
+            call()
+
+
 @pytest.mark.parametrize(
     ("iova", "length", "offset"),
     [(0x800, 0x1000, 0), (0, 0x800, 0), (0, 0x1000, 0x10), (0, 0, 0), (-0x1000, 0x1000, 0), (1 << 64, 0x1000, 0)],

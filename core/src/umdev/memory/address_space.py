@@ -236,7 +236,8 @@ class AddressSpace:
     def read(self, iova: int, length: int, space: int = 0) -> bytes:
         """Bytes as the device reads them, across adjacent maps. 1, 2, 4 and 8 aligned bytes are one access.
 
-        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError.
+        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError; InvalidArgument
+        for numbers that are no bus addresses.
         """
         # The map hit last, without a call into C. Whatever takes the map away clears _hit before the memory changes, so
         # what was copied counts only if _hit is still there. Scalars go the long way: they are never torn there.
@@ -252,7 +253,11 @@ class AddressSpace:
             scratch, content, failed = self._scratch.pop()
         except IndexError:
             scratch, content, failed = _new_scratch()
-        code = _transfer(self.pointer, space, iova, scratch, length, 0, failed)
+        try:
+            code = _transfer(self.pointer, space, iova, scratch, length, 0, failed)
+        except OverflowError:
+            _check_range(iova, length, space)
+            raise
         data = content[:length]
         where = failed[0] if code else 0
         self._scratch.append((scratch, content, failed))
@@ -370,7 +375,11 @@ class AddressSpace:
 
     def _transfer(self, iova: int, native: Any, length: int, space: int, *, write: bool) -> None:
         failed = ffi.new(_ADDRESS)
-        code = _transfer(self.pointer, space, iova, native, length, write, failed)
+        try:
+            code = _transfer(self.pointer, space, iova, native, length, write, failed)
+        except OverflowError:
+            _check_range(iova, length, space)
+            raise
         if code:
             raise dma_error(-code, iova, length, failed[0], space, write=write)
 
