@@ -48,7 +48,7 @@ def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
     if json_file != "-":
         _table(results)
     if check and any(result.verdict == "failed" for result in results):
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)
 
 
 @contextmanager
