@@ -17,7 +17,7 @@ from umdev.errors import (
     UmdevError,
 )
 
-__all__ = ["Exit", "RemoteError", "exit_code", "line"]
+__all__ = ["Exit", "RemoteError", "exit_code", "joined", "line"]
 
 
 class Exit(enum.IntEnum):
@@ -65,4 +65,10 @@ def line(error: BaseException) -> str:
         text = "; ".join([error.message, *(line(each) for each in error.exceptions)])
     else:
         text = str(error) or "no reason given"
-    return f"{name}: {'; '.join(part.strip().rstrip(':') for part in text.splitlines() if part.strip())}"
+    return f"{name}: {joined(text)}"
+
+
+def joined(text: str) -> str:
+    """A text of several lines in one."""
+    parts = [part.strip() for part in text.splitlines() if part.strip()]
+    return "; ".join([*(part.rstrip(":") for part in parts[:-1]), *parts[-1:]])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .failures import joined
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,7 +61,7 @@ def lines(device: dict[str, Any], verbose: int) -> Iterator[str]:
     for name, mechanism in device["services"].items():
         yield f"\tService {name}: {mechanism}"
     for name, why in device["refused"].items():
-        yield f"\tService {name}: refused: {'; '.join(why.split(chr(10)))}"
+        yield f"\tService {name}: refused: {joined(why)}"
     counters = {**device["counters"], **device["interrupts"]["counters"]}
     shown = {name: count for name, count in counters.items() if count or verbose > 1}
     yield f"\tCounters: {' '.join(f'{name}={count}' for name, count in shown.items()) or 'all zero'}"

@@ -25,8 +25,8 @@ PATIENCE = 2.0
 
 
 def dump_json(value: Any) -> None:
-    """Write a value as indented JSON, as mdevctl does."""
-    click.echo(json.dumps(value, indent=2))
+    """Write a value as indented JSON, as mdevctl does; bytes become hexadecimal text."""
+    click.echo(json.dumps(value, indent=2, default=bytes.hex))
 
 
 def note(text: str) -> None:
