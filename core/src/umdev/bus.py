@@ -6,6 +6,7 @@ from .device.dispatch import NativeDevice
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
 from .memory.mapping import Mapping
+from .pci.indexes import IrqIndex, RegionIndex
 from .pci.interrupts import InterruptPort, VectorState
 from .pci.reset import ResetKind
 from .services import (
@@ -32,6 +33,7 @@ __all__ = [
     "Decline",
     "InterruptPort",
     "InterruptSink",
+    "IrqIndex",
     "Mapping",
     "MemoryMapper",
     "NativeDevice",
@@ -40,6 +42,7 @@ __all__ = [
     "Passthrough",
     "ProtectMode",
     "Protection",
+    "RegionIndex",
     "ResetKind",
     "Service",
     "Translator",

@@ -22,6 +22,7 @@ Each class also derives from the standard exception that fits, and carries `errn
     +-- PinLimit                  (OSError)       RLIMIT_MEMLOCK is too small
     +-- ProtectError              (OSError)       pages cannot be protected
     |   +-- ProtectorBusy                         another userfaultfd owns the memory
+    +-- HypervisorError           (OSError)       a hypervisor's interface failed; carries `call`, the interface's name
     +-- TransportError            (OSError)       a socket or descriptor of a bus failed
     |   +-- ProtocolError                         the peer broke the protocol
     |   +-- Disconnected                          the peer is gone
@@ -41,6 +42,7 @@ __all__ = [
     "Disconnected",
     "DmaError",
     "DmaWouldDeadlock",
+    "HypervisorError",
     "InvalidArgument",
     "MappingPoisoned",
     "NoInstanceLeft",
@@ -187,6 +189,12 @@ class ProtectorBusy(ProtectError):
     """Another userfaultfd owns the memory (QEMU's post-copy or background snapshot, or a second protector)."""
 
     errno = _errno.EBUSY
+
+
+class HypervisorError(UmdevError, OSError):
+    """A hypervisor's interface failed; the text names its call and the likely cause."""
+
+    call: str = ""
 
 
 class TransportError(UmdevError, OSError):
