@@ -4,7 +4,10 @@ from .addresses import GuestPhys, HostVirt, Iova
 from .attach import Attachment
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
+from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
+from .memory.protect import GuestProtector, NativeClient, Notified, PageClient, UserfaultProtector
+from .memory.userfault import Userfault, adopt_userfault, open_userfault
 from .services import (
     Decline,
     MemoryMapper,
@@ -21,11 +24,16 @@ __all__ = [
     "AddressSpace",
     "Attachment",
     "Decline",
+    "GuestMemory",
     "GuestPhys",
+    "GuestProtector",
     "HostVirt",
     "Iova",
     "Mapping",
     "MemoryMapper",
+    "NativeClient",
+    "Notified",
+    "PageClient",
     "PagePinner",
     "PageProtector",
     "PageWrite",
@@ -33,5 +41,9 @@ __all__ = [
     "Protection",
     "Service",
     "Translator",
+    "Userfault",
+    "UserfaultProtector",
+    "adopt_userfault",
     "hookimpl",
+    "open_userfault",
 ]

@@ -1,7 +1,8 @@
 """Service 6 by userfaultfd: stores through the guest's mapping are reported before they land, or remembered.
 
 One `GuestProtector` per guest owns the userfaultfd, registers whole mappings and is shared by all devices; each device
-asks through a `UserfaultProtector` of its own, which speaks in bus addresses.
+asks through a `UserfaultProtector` of its own, which speaks in bus addresses. Between the two stands a `PageClient`,
+which another process's protector can offer as well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, Iova
@@ -30,9 +31,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger("umdev.memory")
 
 _MODES = {ProtectMode.TRAP: lib.UMDEV_PROTECT_TRAP, ProtectMode.TRACK: lib.UMDEV_PROTECT_TRACK}
-_open_clients: set[UserfaultProtector] = set()  # the handler thread holds plain pointers to them
+_open_clients: set[NativeClient] = set()  # the handler thread holds plain pointers to their handles
 _NOBODY: tuple[PageWrite, None] = (PageWrite(Iova(0)), None)
 _new_pages = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class Notified(Protocol):
+    """Who hears of stores."""
+
+    def notified(self, address: int) -> None:
+        """A store to the guest's page (its address there) is about to land; the device lock is held."""
+
+
+class PageClient(Protocol):
+    """One device's pages in the protector of a guest, by their addresses in the guest. Any thread."""
+
+    @property
+    def pages(self) -> int:
+        """Pages armed (TRAP) or watched (TRACK) now."""
+
+    def arm(self, addresses: Sequence[int]) -> tuple[int, int]:
+        """Arm pages, ascending: (0, 0), or (errno, address of the page that failed) with none of them new."""
+
+    def disarm(self, addresses: Sequence[int]) -> None:
+        """Disarm; pages never armed are ignored."""
+
+    def collect(self) -> list[int]:
+        """TRACK: pages stored to since they were last reported, armed again. Raises: ProtectError."""
+
+    def close(self) -> None:
+        """Disarm everything; no notification comes later."""
+
+
+class Guest(Protocol):
+    """A guest whose pages can be protected: `GuestProtector`, or what stands for one of another process."""
+
+    @property
+    def mechanism(self) -> str:
+        """One line for people."""
+
+    def client(self, mode: ProtectMode, device: LockOwner | None, listener: Notified) -> PageClient:
+        """A client for a mode; the listener is told with the device's lock held, if there is a device."""
+
+    def locate(self, file: tuple[int, int], offset: int) -> int | None:
+        """Where the guest has mapped the page at `offset` of `file` (device, inode); None: nowhere."""
 
 
 class GuestProtector:
@@ -59,7 +101,7 @@ class GuestProtector:
         """
         with self._lock:
             if self._native is not None:
-                _check(lib.umdev_protector_register(self._native, address, length), address)
+                check(lib.umdev_protector_register(self._native, address, length), address)
             self._ranges.append((file, offset, address, length))
 
     def remove_memory(self, address: int) -> None:
@@ -85,7 +127,14 @@ class GuestProtector:
 
     # For UserfaultProtector.
 
-    def client(self, mode: ProtectMode, device: Any, notify: Any, context: Any) -> Any:
+    def client(self, mode: ProtectMode, device: LockOwner | None, listener: Notified) -> NativeClient:
+        """A client of a mode.
+
+        Raises: as `native_client`.
+        """
+        return NativeClient(self, mode, device, listener)
+
+    def native_client(self, mode: ProtectMode, device: Any, notify: Any, context: Any) -> Any:
         """A `umdev_protect_client *` of a mode; C plugins may pass their own `umdev_page_notify`.
 
         The userfaultfd is opened by the first client, and opened anew when TRAP is asked for after TRACK.
@@ -99,7 +148,7 @@ class GuestProtector:
                 self._start(mode)
             elif mode is ProtectMode.TRAP and lib.umdev_protector_asynchronous(self._native):
                 userfault = self._open(False)
-                _check(lib.umdev_protector_upgrade(self._native, userfault.descriptor), 0)
+                check(lib.umdev_protector_upgrade(self._native, userfault.descriptor), 0)
                 self.mechanism = _mechanism(userfault)
             client = lib.umdev_protect_client_new(self._native, _MODES[mode], device, notify, context)
             if client == ffi.NULL:
@@ -135,12 +184,66 @@ class GuestProtector:
         self._finalizer = weakref.finalize(self, lib.umdev_protector_free, native)
         try:
             for _, _, address, length in self._ranges:
-                _check(lib.umdev_protector_register(native, address, length), address)
+                check(lib.umdev_protector_register(native, address, length), address)
         except ProtectError:
             self._native = None
             self._finalizer()
             raise
         self.mechanism = _mechanism(userfault) + reason
+
+
+class NativeClient:
+    """A `PageClient` of this process's own protector."""
+
+    def __init__(
+        self,
+        guest: GuestProtector,
+        mode: ProtectMode,
+        device: LockOwner | None,
+        listener: Notified | None,
+        *,
+        notify: tuple[int, int] | None = None,
+    ) -> None:
+        """The listener hears of stores, or `notify` does: the addresses of a `umdev_page_notify` and of its context.
+
+        Raises: NotSupported, ProtectorBusy, ProtectError, StateError (closed).
+        """
+        function, context = lib.umdev_protect_notify, ffi.NULL
+        if notify is None:
+            self._handle = context = ffi.new_handle(listener)
+        else:
+            function, context = ffi.cast("umdev_page_notify", notify[0]), ffi.cast("void *", notify[1])
+        self._client = guest.native_client(mode, ffi.NULL if device is None else device.pointer, function, context)
+        _open_clients.add(self)
+
+    @property
+    def pages(self) -> int:
+        """Pages armed (TRAP) or watched (TRACK) now."""
+        return int(lib.umdev_protect_client_pages(self._client))
+
+    def arm(self, addresses: Sequence[int]) -> tuple[int, int]:
+        """See `PageClient`."""
+        failed = ffi.new("uint64_t *")
+        code = -lib.umdev_protect_client_arm(self._client, ffi.new("uint64_t[]", addresses), len(addresses), failed)
+        return code, failed[0]
+
+    def disarm(self, addresses: Sequence[int]) -> None:
+        """See `PageClient`."""
+        lib.umdev_protect_client_disarm(self._client, ffi.new("uint64_t[]", addresses), len(addresses))
+
+    def collect(self) -> list[int]:
+        """See `PageClient`."""
+        capacity = self.pages
+        pages = _new_pages("uint64_t[]", capacity)
+        count = lib.umdev_protect_client_collect(self._client, pages, capacity)
+        check(count, 0)
+        addresses: list[int] = ffi.unpack(pages, count)
+        return addresses
+
+    def close(self) -> None:
+        """See `PageClient`. Once only."""
+        lib.umdev_protect_client_close(self._client)
+        _open_clients.discard(self)
 
 
 class UserfaultProtector:
@@ -153,7 +256,7 @@ class UserfaultProtector:
     """
 
     def __init__(
-        self, guest: GuestProtector, memory: AddressSpace, mode: ProtectMode, native: LockOwner | None = None
+        self, guest: Guest, memory: AddressSpace, mode: ProtectMode, native: LockOwner | None = None
     ) -> None:
         if mode not in _MODES:
             raise NotSupported(f"userfaultfd gives TRAP and TRACK; {mode.name} shows no value of a store")
@@ -164,11 +267,7 @@ class UserfaultProtector:
         self._armed: dict[int, tuple[PageWrite, Callable[[PageWrite], None] | None]] = {}
         self._gone: set[Iova] = set()
         self._lock = threading.Lock()  # of _armed and _gone; a leaf
-        self._handle = ffi.new_handle(self)
-        self._native = native
-        device = ffi.NULL if native is None else native.pointer
-        self._client: Any = guest.client(mode, device, lib.umdev_protect_notify, self._handle)
-        _open_clients.add(self)
+        self._client: PageClient | None = guest.client(mode, native, self)
         self._cancel = memory.on_unmap(self._unmapped, late=True)
 
     @property
@@ -184,7 +283,8 @@ class UserfaultProtector:
     @property
     def pages(self) -> int:
         """Pages armed (TRAP) or watched (TRACK) now."""
-        return 0 if self._client is None else int(lib.umdev_protect_client_pages(self._client))
+        client = self._client
+        return 0 if client is None else client.pages
 
     def protect(self, pages: Sequence[Iova], notify: Callable[[PageWrite], None] | None = None) -> None:
         """Arm pages in one batch; those armed already stay so, with the new `notify`. After an error none is new.
@@ -199,9 +299,7 @@ class UserfaultProtector:
         with self._lock:
             before = {address: self._armed.get(address) for address in found}
             self._armed.update((address, (PageWrite(page), notify)) for address, page in found.items())
-        addresses = ffi.new("uint64_t[]", sorted(found))
-        failed = ffi.new("uint64_t *")
-        code = -lib.umdev_protect_client_arm(self._opened(), addresses, len(found), failed)
+        code, failed = self._opened().arm(sorted(found))
         if code:
             with self._lock:
                 for address, known in before.items():
@@ -209,10 +307,10 @@ class UserfaultProtector:
                         self._armed.pop(address, None)
                     else:
                         self._armed[address] = known
-            page = found.get(failed[0], Iova(0))
+            page = found.get(failed, Iova(0))
             if code == errno.EBUSY:
                 raise StateError(f"page {page:#x} is being notified: the store must land before it can be armed again")
-            _check(-code, page)
+            check(-code, page)
 
     def unprotect(self, pages: Sequence[Iova]) -> None:
         """Disarm; pages never armed are ignored."""
@@ -234,15 +332,11 @@ class UserfaultProtector:
         """
         if self._mode is not ProtectMode.TRACK:
             raise StateError("collect is for TRACK; this protector traps")
-        client = self._opened()
-        capacity = lib.umdev_protect_client_pages(client)
-        pages = _new_pages("uint64_t[]", capacity)
-        count = lib.umdev_protect_client_collect(client, pages, capacity)
-        _check(count, 0)
+        addresses = self._opened().collect()
         with self._lock:
             changed, self._gone = self._gone, set()
             # A page that was unmapped meanwhile is in _gone already, or will be.
-            found = (self._armed.get(address) for address in ffi.unpack(pages, count))
+            found = (self._armed.get(address) for address in addresses)
             changed.update(known[0].address for known in found if known)
         return sorted(changed)
 
@@ -253,8 +347,7 @@ class UserfaultProtector:
             self._armed.clear()
         if client is not None:
             self._cancel()
-            lib.umdev_protect_client_close(client)
-            _open_clients.discard(self)
+            client.close()
 
     def notified(self, address: int) -> None:
         """The handler thread says that a store to the guest's page is about to land."""
@@ -263,10 +356,11 @@ class UserfaultProtector:
         if notify is not None:
             notify(write)
 
-    def _opened(self) -> Any:
-        if self._client is None:
+    def _opened(self) -> PageClient:
+        client = self._client
+        if client is None:
             raise StateError("the protector is closed")
-        return self._client
+        return client
 
     def _locate(self, page: Iova) -> int:
         if page & PAGE_MASK:
@@ -294,9 +388,9 @@ class UserfaultProtector:
         self._disarm(sorted(gone))
 
     def _disarm(self, addresses: list[int]) -> None:
-        if addresses and self._client is not None:
-            native = ffi.new("uint64_t[]", addresses)
-            lib.umdev_protect_client_disarm(self._client, native, len(addresses))
+        client = self._client
+        if addresses and client is not None:
+            client.disarm(addresses)
 
 
 @ffi.def_extern(name="umdev_protect_notify")  # type: ignore[untyped-decorator]  # cffi's handles are untyped
@@ -316,7 +410,8 @@ def _mechanism(userfault: Userfault) -> str:
     return f"userfaultfd write-protection ({kind}{userfault.how})"
 
 
-def _check(result: int, page: int) -> None:
+def check(result: int, page: int) -> None:
+    """Raise what a negative errno of the protector means. Raises: ProtectorBusy, NotMapped, ProtectError."""
     if result >= 0:
         return
     code = -result

@@ -43,13 +43,23 @@ def open_userfault(*, asynchronous: bool = False, user_only: bool = False) -> Us
         if descriptor < 0:
             reasons.append(f"{how}: {os.strerror(-descriptor)}")
             continue
-        code = -lib.umdev_userfault_enable(descriptor, asynchronous)
-        if code:
-            os.close(descriptor)
-            kind = "asynchronous write-protection (Linux 6.7)" if asynchronous else "write-protection (Linux 5.19)"
-            raise NotSupported(f"this kernel's userfaultfd has no {kind} for shared memory: {os.strerror(code)}")
-        return Userfault(descriptor, asynchronous, flag, how)
+        return adopt_userfault(descriptor, how, asynchronous=asynchronous, user_only=flag)
     raise NotSupported(f"no userfaultfd ({'; '.join(reasons)}): {REMEDY}")
+
+
+def adopt_userfault(descriptor: int, how: str, *, asynchronous: bool, user_only: bool = False) -> Userfault:
+    """Enable a userfaultfd that has just been made, here or in another process; `how` says where it came from.
+
+    Takes the descriptor, also when it fails.
+
+    Raises: NotSupported.
+    """
+    code = -lib.umdev_userfault_enable(descriptor, asynchronous)
+    if code:
+        os.close(descriptor)
+        kind = "asynchronous write-protection (Linux 6.7)" if asynchronous else "write-protection (Linux 5.19)"
+        raise NotSupported(f"this kernel's userfaultfd has no {kind} for shared memory: {os.strerror(code)}")
+    return Userfault(descriptor, asynchronous, user_only, how)
 
 
 def _open(how: str, *, user_only: bool) -> int:

@@ -47,12 +47,15 @@ class Server:
         keep_state: bool = False,
         vector_state: Literal["client", "core"] | None = None,
         reply_timeout: float = REPLY_TIMEOUT,
+        hypervisor: str | None = None,
     ) -> None:
         """Listen at `path`, or serve the socket `descriptor`, which is the server's from now on: a connected one, whose
         client is the only one, or a listening one.
 
         `wire_log`: a file that gets one line per message. `keep_state`: a lost client does not reset the device.
-        `vector_state`: who owns MSI-X masks and pending bits; None lets the client say.
+        `vector_state`: who owns MSI-X masks and pending bits; None lets the client say. `hypervisor`: the plugin that
+        has services for the client's memory which no message of the client can give (it finds the client's process by
+        `client_pid`).
 
         Raises: InvalidArgument, SocketPathError, StateError (the device is attached already), ServiceUnavailable.
         """
@@ -62,6 +65,8 @@ class Server:
         self.socket_path = None if path is None else os.fspath(path)
         self.clients = 0
         """Clients that have been served, the present one included."""
+        self.client_pid: int | None = None
+        """The process of the client that is connected now, or was last."""
         self._vector_state = vector_state
         self._kind = None if keep_state else ResetKind.CLIENT_LOST
         self._listener: socket.socket | None = None
@@ -78,7 +83,7 @@ class Server:
             if wire_log is not None:
                 with open(wire_log, "ab") as file:  # noqa: PTH123 - also takes /dev/stderr and the like
                     self._link.set_log(file.fileno())
-            self.attachment = Attachment(device, "vfio-user", endpoint=self)
+            self.attachment = Attachment(device, "vfio-user", hypervisor, endpoint=self)
             self._describe_regions()
             self._attach()
         except BaseException:
@@ -189,6 +194,7 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         self.clients += 1
+        self.client_pid = sockets.peer_pid(client)
         self._link.connect(client.detach())
         session = Session(self.attachment, self._link, vector_state=self._vector_state)
         self._link.log(f"CONNECTED client={self.clients}")

@@ -91,8 +91,18 @@ def check_peer(client: socket.socket) -> None:
 
     Raises: TransportError.
     """
-    pid, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    pid, uid = _credentials(client)
     if uid not in (0, os.getuid()):
         error = TransportError(f"process {pid} of user {uid} may not connect")
         error.errno = errno.EACCES
         raise error
+
+
+def peer_pid(client: socket.socket) -> int:
+    """The process that connected, or made the pair of connected sockets."""
+    return _credentials(client)[0]
+
+
+def _credentials(client: socket.socket) -> tuple[int, int]:
+    pid, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid

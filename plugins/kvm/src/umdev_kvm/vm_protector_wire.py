@@ -1,0 +1,122 @@
+"""What is said between a protector and its peers: VMMs with the preload library, and devices' processes.
+
+One stream socket per peer. A request is an operation and a length (4 bytes each), then that much; a reply is a status
+(a negative errno, or 0 and up) and a length, then that much: numbers of 8 bytes, or a text for a failure. All numbers
+are the CPU's own: both ends run on one machine.
+"""
+
+from __future__ import annotations
+
+import array
+import enum
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from umdev.errors import Disconnected, ProtocolError
+from umdev.runtime import runtime_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+SOCKET_NAME = "protector"
+HEADER = struct.Struct("=Ii")
+"""Of a request: length, operation. Of a reply: length, status."""
+LEND = struct.Struct("=IiI")
+"""Version, errno, way of opening."""
+CLIENT = struct.Struct("=iI")
+"""Process id of the VMM, mode."""
+FILE = struct.Struct("=QQ")
+"""Device and inode."""
+AREA = struct.Struct("=QQQ")
+"""Offset in the file, address in the VMM, length."""
+CREDENTIALS = struct.Struct("3i")
+PAGES_MAX = 1 << 16
+"""Pages that one request arms."""
+LENGTH_MAX = 8 * PAGES_MAX
+"""Bytes of a request."""
+REPLY_MAX = 256 << 20
+"""Bytes of a reply: the pages of 128 GiB."""
+VERSION = 1
+PATIENCE = 5.0
+"""Seconds that a device may take over one notification; then its connection ends and the store lands."""
+
+
+class Operation(enum.IntEnum):
+    """What a peer asks for. The preload library knows LEND by its number."""
+
+    LEND = 1
+    """From a VMM: two userfaultfds, or why there are none."""
+    STAY = 2
+    """Live as long as this connection, and answer when a VMM has been prepared for."""
+    CLIENT = 3
+    """Become a device of a VMM, in one mode; comes with the socket for notifications."""
+    AREAS = 4
+    """Where the VMM has mapped a file."""
+    ARM = 5
+    DISARM = 6
+    COLLECT = 7
+    PAGES = 8
+    CLOSE = 9
+
+
+def socket_path() -> Path:
+    """Where the user's protector listens."""
+    return runtime_directory() / SOCKET_NAME
+
+
+def receive(link: socket.socket, descriptors: list[int], limit: int = LENGTH_MAX) -> tuple[int, bytes] | None:
+    """One message of at most `limit` bytes, and the descriptors that come with it; None when the peer has gone between two messages.
+
+    Raises: Disconnected (in the middle), ProtocolError, OSError.
+    """
+    head, found, _, _ = socket.recv_fds(link, HEADER.size, 2, socket.MSG_CMSG_CLOEXEC)
+    descriptors.extend(found)
+    if not head:
+        return None
+    length, number = HEADER.unpack(head + _exactly(link, HEADER.size - len(head)))
+    if length > limit:
+        raise ProtocolError(f"a message of {length} bytes")
+    return number, _exactly(link, length)
+
+
+def send(link: socket.socket, number: int, body: bytes = b"", descriptors: Iterable[int] = ()) -> None:
+    """One message. Raises: OSError."""
+    message = HEADER.pack(len(body), number) + body
+    sent = socket.send_fds(link, [message], list(descriptors), socket.MSG_NOSIGNAL)
+    link.sendall(memoryview(message)[sent:], socket.MSG_NOSIGNAL)
+
+
+def numbers(body: bytes) -> list[int]:
+    """The numbers of a body. Raises: ProtocolError."""
+    if len(body) % 8:
+        raise ProtocolError(f"{len(body)} bytes are no numbers of 8 bytes")
+    found = array.array("Q")
+    found.frombytes(body)
+    return found.tolist()
+
+
+def body(values: Iterable[int]) -> bytes:
+    """Numbers as a body."""
+    return array.array("Q", values).tobytes()
+
+
+def peer(link: socket.socket) -> tuple[int, int]:
+    """Process id and user id of who connected."""
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    pid, uid, _ = CREDENTIALS.unpack(credentials)
+    return pid, uid
+
+
+
+
+def _exactly(link: socket.socket, length: int) -> bytes:
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        got = link.recv_into(view)
+        if not got:
+            raise Disconnected("the peer went away in the middle of a message")
+        view = view[got:]
+    return bytes(data)
