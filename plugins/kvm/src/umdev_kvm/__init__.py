@@ -1,0 +1,29 @@
+"""KVM for umdev: a machine of its own for payloads and Linux, and services that only the kernel has.
+
+    from umdev_kvm import Machine
+
+    with Machine(memory=16 << 20) as machine:
+        slot = machine.plug(device)
+        machine.load(payload, mode="protected")
+        outcome = machine.run(limit=5)
+"""
+
+from .machine import Machine
+from .outcome import Outcome, OutcomeKind
+from .plugin import KvmBus, KvmHypervisor, bus, hypervisor
+from .shortcuts import Doorbell, Posted
+from .slots import MemorySlots, SlotBatch
+
+__all__ = [
+    "Doorbell",
+    "KvmBus",
+    "KvmHypervisor",
+    "Machine",
+    "MemorySlots",
+    "Outcome",
+    "OutcomeKind",
+    "Posted",
+    "SlotBatch",
+    "bus",
+    "hypervisor",
+]

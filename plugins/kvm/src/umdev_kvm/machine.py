@@ -1,0 +1,325 @@
+"""`Machine`: memory, processors, a host bridge with functions in its slots, and the time that a run may take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from umdev.bus import Attachment, AttachmentState, ResetKind
+from umdev.errors import InvalidArgument, NotSupported, StateError
+
+from . import payload as payloads
+from ._fast import lib
+from .bridge import Bridge
+from .firmware import Firmware
+from .processors import Processors
+from .ram import Ram
+from .slots import MemorySlots
+from .vm import CAP_PRE_FAULT_MEMORY, Vm, check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from umdev.device import Device
+
+    from .bridge import Plugged
+    from .outcome import Outcome
+    from .payload import Mode
+    from .shortcuts import Doorbell, Posted
+
+log = logging.getLogger("umdev.kvm")
+
+MEMORY = 16 << 20
+"""Bytes of memory unless said otherwise. Pages that nobody touches cost nothing."""
+
+
+class Machine:
+    """A virtual machine of this process. Closing it detaches its devices and leaves them open.
+
+    One thread makes, loads, runs, resets and closes it; `stop`, `pause`, `resume`, `send` and the properties are for
+    any thread. A run ends with an `Outcome`; what KVM itself can't go on from is a HypervisorError, and so is every
+    failed call of the kernel. Devices see time pass while the machine runs and is not paused.
+    """
+
+    def __init__(self, *, memory: int = MEMORY, vcpus: int = 1, console: int | None = None) -> None:
+        """`memory` in bytes; `console`: a descriptor that the serial port writes to, else `console_output` has it.
+
+        Raises: NotSupported without a usable /dev/kvm; InvalidArgument; HypervisorError.
+        """
+        if not 1 <= vcpus <= 64:
+            raise InvalidArgument(f"a machine has 1 to 64 processors, not {vcpus}")
+        self.vcpus = vcpus
+        self._own_console = os.memfd_create("umdev-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._console = os.dup(self._own_console if console is None else console)
+        self._closed = False
+        self._pauses = 0
+        self._loader: Callable[[], None] | None = None
+        self._guard = threading.RLock()
+        self.ram = Ram(memory)
+        """The machine's memory."""
+        try:
+            self._vm = Vm(self._console, vcpus)
+        except BaseException:
+            self._close_files()
+            raise
+        self.slots = MemorySlots(self._vm)
+        """The memory slots: `slots.batch()` changes them with every processor out of the guest."""
+        self.bridge = Bridge(self.slots, [(part.guest, part.end) for part in self.ram.parts])
+        """The PCI host bridge: what is plugged and where it answers."""
+        self.firmware = Firmware(self)
+        self._processors = Processors(self)
+        for part in self.ram.parts:
+            self.slots.add(part.guest, part.length, part.host)
+        self.bridge.rebuild(self._vm)
+
+    # Building.
+
+    @property
+    def vm(self) -> Vm:
+        """The kernel's objects; others after a reset. Raises: StateError (closed)."""
+        if self._closed:
+            raise StateError("the machine is closed")
+        return self._vm
+
+    def plug(
+        self,
+        device: Device,
+        *,
+        slot: int | None = None,
+        doorbells: Sequence[Doorbell] = (),
+        posted: Sequence[Posted] = (),
+        place: bool = True,
+    ) -> int:
+        """Attach a device and put it into a PCI slot, the lowest free one unless `slot` says; returns the slot.
+
+        `place`: give its BARs addresses, as firmware does, decoding off. Not while the machine runs.
+
+        Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, HypervisorError.
+        """
+        plugged = self.attach(device, slot, doorbells, posted, interrupts=True, endpoint=self)
+        if place:
+            self.firmware.place(plugged.attachment)
+            self.bridge.synchronise(plugged.slot)
+        return plugged.slot
+
+    def attach(
+        self,
+        device: Device,
+        slot: int | None,
+        doorbells: Sequence[Doorbell],
+        posted: Sequence[Posted],
+        *,
+        interrupts: bool,
+        endpoint: object,
+    ) -> Plugged:
+        """For `plug` and the bus's driver view: the attachment, quiesced, in its slot."""
+        self._expect_idle("plug")
+        number = self.bridge.free_slot(slot)
+        attachment = Attachment(device, "kvm", "kvm", endpoint=endpoint)
+        attachment.attach()
+        try:
+            for part in self.ram.parts:
+                attachment.memory.map(part.guest, part.length, descriptor=part.file.descriptor, offset=part.offset)
+            attachment.run()
+            attachment.quiesce()
+            return self.bridge.plug(attachment, number, doorbells, posted, interrupts=interrupts)
+        except BaseException:
+            attachment.detach()
+            raise
+
+    def unplug(self, slot: int) -> None:
+        """Take a function out; its device is reset and free again. Not while the machine runs.
+
+        Raises: NotFound, StateError.
+        """
+        self._expect_idle("unplug")
+        plugged = self.bridge.unplug(slot)
+        plugged.attachment.detach()
+
+    def add_memory(self, size: int) -> int:
+        """More memory, above 4 GiB, for processors and devices at once; returns its guest address. Any time.
+
+        Raises: InvalidArgument, HypervisorError.
+        """
+        vm = self.vm
+        part = self.ram.add(size)
+        with self.slots.batch() as batch:
+            batch.add(part.guest, part.length, part.host)
+        for plugged in self.bridge.functions:
+            plugged.attachment.memory.map(part.guest, size, descriptor=part.file.descriptor)
+        self.bridge.add_memory(part.guest, part.end)
+        log.debug("memory added at %#x: %#x bytes, machine %d", part.guest, size, vm.descriptor)
+        return part.guest
+
+    # Loading.
+
+    def load(self, payload: bytes, mode: Mode = "protected", *, address: int | None = None, second: int = 0) -> None:
+        """Put code at `address` and point every processor at its first byte.
+
+        "real" has data segments of 4 GiB; "protected" is flat 32-bit; "long" maps 4 GiB one to one. AX and DI hold the
+        processor's number, SI `second`; each has a stack of 4 KiB. `reset` loads it again.
+
+        Raises: InvalidArgument, NotMapped, StateError, HypervisorError.
+        """
+        self._expect_idle("load")
+        payloads.mode_number(mode)
+        start = payloads.DEFAULT_ADDRESS[mode] if address is None else address
+
+        def place() -> None:
+            self.ram.write(start, payload)
+            payloads.write_tables(self.ram, mode)
+            for index in range(self.vcpus):
+                payloads.set_entry(self.vm, index, mode, start, index, second)
+
+        self.set_loader(place)
+
+    def set_loader(self, place: Callable[[], None]) -> None:
+        """For loaders: what puts code into memory and points processors at it, now and after each reset."""
+        self._expect_idle("load")
+        place()
+        self._loader = place
+
+    # Running.
+
+    def run(self, limit: float) -> Outcome:
+        """Run until the guest ends it, or for `limit` seconds. Call it again to run on.
+
+        Raises: StateError (running, closed), HypervisorError where KVM can't go on, and what a plugin's handler raises
+        from configuration space.
+        """
+        self._expect_idle("run")
+        deadline = time.monotonic() + limit
+        with self._guard:
+            self._let_time_pass()
+        try:
+            return self._processors.run(deadline)
+        finally:
+            with self._guard:
+                self._hold_time()
+
+    def stop(self) -> None:
+        """Make the run under way return with STOPPED; harmless when there is none."""
+        self._processors.stop()
+
+    def pause(self) -> None:
+        """Hold every processor and the devices' clocks; calls nest. When it returns none is in the guest."""
+        with self._guard:
+            self._pauses += 1
+            if self._pauses == 1:
+                lib.umdev_kvm_stop(self.vm.pointer)
+                lib.umdev_kvm_drain(self.vm.pointer)
+                self._hold_time()
+
+    def resume(self) -> None:
+        """Undo one `pause`. Raises: StateError without one."""
+        with self._guard:
+            if not self._pauses:
+                raise StateError("the machine is not paused")
+            self._pauses -= 1
+            if not self._pauses:
+                if self.running:
+                    self._let_time_pass()
+                lib.umdev_kvm_resume(self.vm.pointer)
+
+    def reset(self) -> None:
+        """As the reset button: new processors and interrupt controllers, devices reset, the payload loaded again.
+
+        Memory keeps its content elsewhere. Not while the machine runs or is paused. Raises: StateError, HypervisorError.
+        """
+        self._expect_idle("reset")
+        if self._pauses:
+            raise StateError("the machine is paused: resume it before a reset")
+        self.bridge.release()
+        old = self._vm
+        self._vm = Vm(self._console, self.vcpus)
+        old.close()
+        for plugged in self.bridge.functions:
+            plugged.attachment.reset(ResetKind.BUS)
+        self.slots.rebuild(self._vm)
+        self.bridge.rebuild(self._vm)
+        self.firmware.place_all()
+        if self._loader is not None:
+            self._loader()
+
+    @property
+    def running(self) -> bool:
+        """Is a run under way?"""
+        return self._processors.running
+
+    # The console.
+
+    @property
+    def console_output(self) -> bytes:
+        """What the serial port has sent, unless a descriptor was given for it."""
+        return os.pread(self._own_console, os.fstat(self._own_console).st_size, 0)
+
+    def send(self, data: bytes) -> int:
+        """Bytes to the serial port; returns how many fitted into its queue of 4 KiB."""
+        return int(lib.umdev_kvm_serial_receive(self.vm.pointer, data, len(data)))
+
+    # What happened.
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; `bad_placements`."""
+        return {**self.vm.exits(), **self.vm.counters(), "bad_placements": self.bridge.bad_placements}
+
+    def prefault(self, guest: int, length: int) -> None:
+        """Fill second-level page-table entries ahead of use; no pin: the kernel may take them back. Not while running.
+
+        Raises: NotSupported where the kernel has no KVM_PRE_FAULT_MEMORY (6.11) for this machine; HypervisorError.
+        """
+        self._expect_idle("prefault")
+        if not self.vm.extension(CAP_PRE_FAULT_MEMORY):
+            raise NotSupported("KVM_PRE_FAULT_MEMORY came with Linux 6.11 and needs nested paging: this host has it not")
+        check(lib.umdev_kvm_vcpu_prefault(self.vm.vcpu(0), guest, length), "KVM_PRE_FAULT_MEMORY")
+
+    # The end.
+
+    def close(self) -> None:
+        """Stop, detach every device, give everything back. May be called twice."""
+        if self._closed:
+            return
+        self._processors.close()
+        for plugged in self.bridge.functions:
+            self.bridge.unplug(plugged.slot)
+            if plugged.attachment.state is not AttachmentState.DETACHED:
+                plugged.attachment.detach()
+        self._closed = True
+        self._vm.close()
+        self.bridge.close()
+        self._close_files()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Inside.
+
+    def _close_files(self) -> None:
+        self.ram.close()
+        for descriptor in (self._console, self._own_console):
+            os.close(descriptor)
+
+    def _let_time_pass(self) -> None:
+        for plugged in self.bridge.functions:
+            if not self._pauses and plugged.attachment.state is AttachmentState.QUIESCED:
+                plugged.attachment.resume()
+
+    def _hold_time(self) -> None:
+        for plugged in self.bridge.functions:
+            if plugged.attachment.state is AttachmentState.RUNNING and plugged.interrupts is not None:
+                plugged.attachment.quiesce()
+
+    def _expect_idle(self, call: str) -> None:
+        if self._closed:
+            raise StateError(f"{call}() needs an open machine; this one is closed")
+        if self.running:
+            raise StateError(f"{call}() needs a machine that is not running")

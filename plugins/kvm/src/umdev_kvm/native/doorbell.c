@@ -1,0 +1,148 @@
+/* Stores that cause no exit: doorbells by eventfd, posted stores by KVM's ring. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+static const void *self(void)
+{
+    static _Thread_local char identity;
+    return &identity;
+}
+
+/* Everything in the ring, in order. A handler that comes back here while its own store is being done goes on. */
+void umdev_kvm_drain(umdev_kvm *machine)
+{
+    struct kvm_coalesced_mmio_ring *ring = machine->ring;
+    if (!ring || __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE) == __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
+        return;
+    if (atomic_load(&machine->ring_owner) == self())
+        return;
+    pthread_mutex_lock(&machine->ring_mutex);
+    atomic_store(&machine->ring_owner, self());
+    uint32_t first = ring->first;
+    /* The kernel writes `last` while processors run; indexes stay below the ring's size whatever it holds. */
+    while (first != __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE)) {
+        struct kvm_coalesced_mmio entry = ring->coalesced_mmio[first];
+        umdev_kvm_event event;
+        umdev_kvm_count(&machine->coalesced);
+        if (entry.len <= sizeof entry.data)
+            umdev_kvm_dispatch(machine, NULL, false, entry.phys_addr, entry.data, entry.len, true, &event);
+        first = (first + 1) % machine->ring_slots;
+        __atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
+    }
+    atomic_store(&machine->ring_owner, NULL);
+    pthread_mutex_unlock(&machine->ring_mutex);
+}
+
+int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, int enabled)
+{
+    struct kvm_coalesced_mmio_zone zone = {.addr = address, .size = length};
+    if (!machine->ring)
+        return -ENOTSUP;
+    if (!enabled)
+        umdev_kvm_drain(machine);
+    unsigned long request = enabled ? KVM_REGISTER_COALESCED_MMIO : KVM_UNREGISTER_COALESCED_MMIO;
+    return ioctl(machine->vm, request, &zone) < 0 ? -errno : 0;
+}
+
+static void *listen_to_bells(void *argument)
+{
+    umdev_kvm *machine = argument;
+    for (;;) {
+        struct epoll_event ready;
+        if (epoll_wait(machine->bell_poll, &ready, 1, -1) != 1)
+            continue;
+        if (ready.data.u32 >= UMDEV_KVM_DOORBELLS)
+            return NULL;
+        umdev_kvm_drain(machine); /* what was stored before the bell comes before it */
+        pthread_mutex_lock(&machine->bell_mutex);
+        struct umdev_kvm_doorbell bell = machine->bells[ready.data.u32];
+        uint64_t rung = 0;
+        bool heard = bell.used && read(bell.fd, &rung, sizeof rung) == sizeof rung;
+        pthread_mutex_unlock(&machine->bell_mutex);
+        if (!heard)
+            continue;
+        umdev_kvm_count(&machine->doorbells);
+        machine->api->access(bell.device, bell.region, bell.offset, &bell.value, bell.kernel.len,
+                             UMDEV_WRITE | UMDEV_POSTED, 0, 0);
+    }
+}
+
+static int bells_open(umdev_kvm *machine)
+{
+    machine->bell_poll = epoll_create1(EPOLL_CLOEXEC);
+    machine->bell_end = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct epoll_event end = {.events = EPOLLIN, .data.u32 = UMDEV_KVM_DOORBELLS};
+    if (machine->bell_poll < 0 || machine->bell_end < 0 ||
+        epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, machine->bell_end, &end))
+        return -errno;
+    int code = pthread_create(&machine->bell_thread, NULL, listen_to_bells, machine);
+    machine->bell_running = code == 0;
+    return -code;
+}
+
+int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t address, uint32_t length, uint64_t value,
+                           int any, umdev_device *device, uint32_t region, uint64_t offset)
+{
+    if (id >= UMDEV_KVM_DOORBELLS)
+        return -EINVAL;
+    pthread_mutex_lock(&machine->bell_mutex);
+    struct umdev_kvm_doorbell *bell = &machine->bells[id];
+    int result = bell->used ? -EEXIST : machine->bell_running ? 0 : bells_open(machine);
+    int fd = -1;
+    if (!result && (fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        result = -errno;
+    if (!result) {
+        *bell = (struct umdev_kvm_doorbell){
+            .fd = fd, .value = value, .device = device, .region = region, .offset = offset};
+        bell->kernel = (struct kvm_ioeventfd){.datamatch = value, .addr = address, .len = length, .fd = fd};
+        bell->kernel.flags = (any ? 0 : 1u << kvm_ioeventfd_flag_nr_datamatch) |
+                             (io ? 1u << kvm_ioeventfd_flag_nr_pio : 0);
+        struct epoll_event ready = {.events = EPOLLIN, .data.u32 = id};
+        if (ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0 ||
+            epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, fd, &ready))
+            result = -errno;
+    }
+    if (result && fd >= 0)
+        close(fd);
+    bell->used = bell->used || !result;
+    pthread_mutex_unlock(&machine->bell_mutex);
+    return result;
+}
+
+int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id)
+{
+    if (id >= UMDEV_KVM_DOORBELLS)
+        return -EINVAL;
+    pthread_mutex_lock(&machine->bell_mutex);
+    struct umdev_kvm_doorbell *bell = &machine->bells[id];
+    int result = -ENOENT;
+    if (bell->used) {
+        bell->kernel.flags |= 1u << kvm_ioeventfd_flag_nr_deassign;
+        result = ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0 ? -errno : 0;
+        close(bell->fd); /* epoll forgets it */
+        bell->used = false;
+    }
+    pthread_mutex_unlock(&machine->bell_mutex);
+    return result;
+}
+
+void umdev_kvm_bells_close(umdev_kvm *machine)
+{
+    if (machine->bell_running) {
+        const uint64_t one = 1;
+        ssize_t written = write(machine->bell_end, &one, sizeof one);
+        (void)written;
+        pthread_join(machine->bell_thread, NULL);
+    }
+    for (uint32_t id = 0; id < UMDEV_KVM_DOORBELLS; id++)
+        if (machine->bells[id].used)
+            close(machine->bells[id].fd);
+    if (machine->bell_end >= 0)
+        close(machine->bell_end);
+    if (machine->bell_poll >= 0)
+        close(machine->bell_poll);
+}

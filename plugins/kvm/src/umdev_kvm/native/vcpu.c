@@ -1,0 +1,214 @@
+/* Virtual processors: their making, and the loop that runs them. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define CPUID_ENTRIES 256
+
+/* What the host offers, with this processor's number where it stands (Intel SDM volume 2A, CPUID). */
+static int set_cpuid(umdev_kvm_vcpu *vcpu)
+{
+    struct kvm_cpuid2 *cpuid = calloc(1, sizeof *cpuid + CPUID_ENTRIES * sizeof *cpuid->entries);
+    if (!cpuid)
+        return -ENOMEM;
+    cpuid->nent = CPUID_ENTRIES;
+    int result = 0;
+    if (ioctl(vcpu->machine->kvm, KVM_GET_SUPPORTED_CPUID, cpuid) < 0)
+        result = -errno;
+    for (uint32_t i = 0; !result && i < cpuid->nent; i++) {
+        struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
+        switch (entry->function) {
+        case 0x1:
+            entry->ebx = (entry->ebx & 0x00FFFFFF) | vcpu->index << 24;
+            entry->ecx |= 1u << 31; /* hypervisor present */
+            if (ioctl(vcpu->machine->kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+                entry->ecx |= 1u << 24;
+            break;
+        case 0xB:
+        case 0x1F:
+            entry->edx = vcpu->index;
+            break;
+        default:
+            break;
+        }
+    }
+    if (!result && ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid) < 0)
+        result = -errno;
+    free(cpuid);
+    return result;
+}
+
+umdev_kvm_vcpu *umdev_kvm_vcpu_new(umdev_kvm *machine, int *error, const char **failed)
+{
+    *error = 0;
+    if (machine->vcpu_count == UMDEV_KVM_VCPUS) {
+        *error = -E2BIG;
+        *failed = "KVM_CREATE_VCPU";
+        return NULL;
+    }
+    umdev_kvm_vcpu *vcpu = calloc(1, sizeof *vcpu);
+    if (!vcpu) {
+        *error = -ENOMEM;
+        *failed = "calloc";
+        return NULL;
+    }
+    vcpu->machine = machine;
+    vcpu->index = machine->vcpu_count;
+    *failed = "KVM_CREATE_VCPU";
+    vcpu->fd = ioctl(machine->vm, KVM_CREATE_VCPU, (unsigned long)vcpu->index);
+    if (vcpu->fd < 0) {
+        *error = -errno;
+        free(vcpu);
+        return NULL;
+    }
+    *failed = "mmap of a processor's run page";
+    vcpu->run = mmap(NULL, machine->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+    if (vcpu->run == MAP_FAILED) {
+        *error = -errno;
+        vcpu->run = NULL;
+    } else {
+        *failed = "KVM_SET_CPUID2";
+        *error = set_cpuid(vcpu);
+    }
+    if (*error) {
+        umdev_kvm_vcpu_free(vcpu);
+        return NULL;
+    }
+    /* One ring for the machine: any processor's mapping shows it. */
+    int page = ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_COALESCED_MMIO);
+    if (!machine->ring && page > 0) {
+        machine->ring = (void *)((char *)vcpu->run + (size_t)page * 4096);
+        machine->ring_slots = (4096 - sizeof *machine->ring) / sizeof *machine->ring->coalesced_mmio;
+    }
+    pthread_mutex_lock(&machine->gate_mutex);
+    machine->vcpus[machine->vcpu_count++] = vcpu;
+    pthread_mutex_unlock(&machine->gate_mutex);
+    return vcpu;
+}
+
+void umdev_kvm_vcpu_free(umdev_kvm_vcpu *vcpu)
+{
+    if (vcpu->run)
+        munmap(vcpu->run, vcpu->machine->run_size);
+    close(vcpu->fd);
+    free(vcpu);
+}
+
+void umdev_kvm_vcpu_read_exits(const umdev_kvm_vcpu *vcpu, umdev_kvm_exits *ret)
+{
+    uint64_t *counters = &ret->memory_reads;
+    for (uint32_t i = 0; i < 6; i++)
+        counters[i] = atomic_load_explicit(&vcpu->exits[i], memory_order_relaxed);
+}
+
+enum { MEMORY_READ, MEMORY_WRITE, PORT_READ, PORT_WRITE, INTERRUPTED, OTHER };
+
+/* Only this thread writes the counter: no locked instruction is needed. */
+static inline void count_exit(umdev_kvm_vcpu *vcpu, int which)
+{
+    uint64_t value = atomic_load_explicit(&vcpu->exits[which], memory_order_relaxed);
+    atomic_store_explicit(&vcpu->exits[which], value + 1, memory_order_relaxed);
+}
+
+/* String instructions bring several; the kernel splits none across pages. An event ends it: rep outs to ports that
+ * cause events loses what follows, and nobody does that. */
+static int do_ports(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+{
+    struct kvm_run *run = vcpu->run;
+    uint8_t *bytes = (uint8_t *)run + run->io.data_offset;
+    bool write = run->io.direction == KVM_EXIT_IO_OUT;
+    int result = 0;
+    for (uint32_t i = 0; i < run->io.count; i++, bytes += run->io.size) {
+        count_exit(vcpu, write ? PORT_WRITE : PORT_READ);
+        int code =
+            umdev_kvm_dispatch(vcpu->machine, vcpu, true, run->io.port, bytes, run->io.size, write, event);
+        if (code > 0)
+            result = code;
+    }
+    return result;
+}
+
+static int fatal(umdev_kvm_event *event, uint32_t kind, uint32_t detail, uint64_t value)
+{
+    *event = (umdev_kvm_event){.kind = kind, .detail = detail, .value = value};
+    return (int)kind;
+}
+
+/* What the exit asks for: 0 to run on, or the event. */
+static int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+{
+    struct kvm_run *run = vcpu->run;
+    switch (run->exit_reason) {
+    case KVM_EXIT_MMIO: {
+        bool write = run->mmio.is_write;
+        count_exit(vcpu, write ? MEMORY_WRITE : MEMORY_READ);
+        int code = umdev_kvm_dispatch(vcpu->machine, vcpu, false, run->mmio.phys_addr, run->mmio.data, run->mmio.len,
+                                      write, event);
+        return code > 0 ? code : 0;
+    }
+    case KVM_EXIT_IO:
+        return do_ports(vcpu, event);
+    case KVM_EXIT_INTR:
+        return 0;
+    case KVM_EXIT_SHUTDOWN:
+        count_exit(vcpu, OTHER);
+        return fatal(event, UMDEV_KVM_SHUT_DOWN, 0, 0);
+    case KVM_EXIT_SYSTEM_EVENT:
+        count_exit(vcpu, OTHER);
+        return fatal(event, run->system_event.type == KVM_SYSTEM_EVENT_RESET ? UMDEV_KVM_RESET : UMDEV_KVM_POWERED_OFF,
+                     run->system_event.type, 0);
+    case KVM_EXIT_INTERNAL_ERROR:
+        count_exit(vcpu, OTHER);
+        return fatal(event, UMDEV_KVM_INTERNAL, run->internal.suberror, run->internal.ndata ? run->internal.data[0] : 0);
+    case KVM_EXIT_FAIL_ENTRY:
+        count_exit(vcpu, OTHER);
+        return fatal(event, UMDEV_KVM_ENTRY_FAILED, 0, run->fail_entry.hardware_entry_failure_reason);
+    default:
+        count_exit(vcpu, OTHER);
+        return fatal(event, UMDEV_KVM_UNKNOWN, run->exit_reason, 0);
+    }
+}
+
+static int run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+{
+    for (;;) {
+        if (!umdev_kvm_gate_enter(vcpu))
+            return fatal(event, UMDEV_KVM_STOPPED, 0, 0);
+        int result = ioctl(vcpu->fd, KVM_RUN, 0);
+        int error = errno;
+        umdev_kvm_gate_leave(vcpu);
+        umdev_kvm_drain(vcpu->machine);
+        if (result < 0) {
+            if (error != EINTR && error != EAGAIN)
+                return fatal(event, UMDEV_KVM_FAILED, (uint32_t)error, 0);
+            count_exit(vcpu, INTERRUPTED);
+            continue;
+        }
+        int code = handle(vcpu, event);
+        if (code)
+            return code;
+    }
+}
+
+int umdev_kvm_vcpu_run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret)
+{
+    umdev_kvm_gate_take(vcpu);
+    int kind = run(vcpu, ret);
+    umdev_kvm_gate_give(vcpu);
+    return kind;
+}
+
+int umdev_kvm_vcpu_prefault(umdev_kvm_vcpu *vcpu, uint64_t guest, uint64_t length)
+{
+    /* linux/kvm.h from 6.11 on: KVM_PRE_FAULT_MEMORY, struct kvm_pre_fault_memory. */
+    struct {
+        uint64_t gpa, size, flags, padding[5];
+    } range = {.gpa = guest, .size = length};
+    while (range.size)
+        if (ioctl(vcpu->fd, _IOWR(KVMIO, 0xd5, range), &range) < 0 && errno != EINTR)
+            return -errno;
+    return 0;
+}

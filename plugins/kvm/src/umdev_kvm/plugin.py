@@ -1,0 +1,145 @@
+"""The plugin objects: the bus that a machine is, and the hypervisor services of KVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from umdev.hookspecs import hookimpl
+
+from .doctor import rows
+from .function import KvmFunction
+from .machine import Machine
+from .pins import open_pins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from umdev.addresses import HostVirt, Iova
+    from umdev.bus import AddressSpace, Attachment, Row
+    from umdev.device import Device
+    from umdev.services import (
+        Area,
+        Decline,
+        InterruptSink,
+        MemoryMapper,
+        PagePinner,
+        Passthrough,
+        Protection,
+        Translator,
+        Trap,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A service with nothing to give back: what it uses ends with the machine."""
+
+    mechanism: str
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class MachineMemory:
+    """Service 4: all memory of the machine is mapped for the device, hot-added memory as it comes."""
+
+    mechanism = "the machine's own memory, mapped a second time for the device"
+
+    def map(self, address: Iova, length: int, protection: Protection, space: int) -> bool:  # noqa: ARG002 - MemoryMapper's signature
+        """There is nothing more to map."""
+        return False
+
+    def close(self) -> None:
+        """The maps end with the attachment."""
+
+
+class MachineTranslator:
+    """Service 7: the machine's memory map."""
+
+    mechanism = "the machine's memory map, hot-added memory included"
+
+    def __init__(self, memory: AddressSpace) -> None:
+        self._memory = memory
+
+    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
+        """Raises: NotMapped, NotPermitted."""
+        return self._memory.translate(address, length, protection, space)
+
+    def close(self) -> None:
+        """The maps end with the attachment."""
+
+
+class KvmBus:
+    """Entry point `kvm` in the group `umdev.buses`: devices in the PCI slots of a `Machine`."""
+
+    name = "kvm"
+    preference = 30
+
+    def open_function(self, device: Device, *, memory: int = 16 << 20) -> KvmFunction:
+        """The driver's view of the device in a machine of its own, whose processors never run.
+
+        The host makes the accesses, through the table that processors' exits go through. Raises: NotSupported without a
+        usable /dev/kvm; StateError if the device is attached already; HypervisorError.
+        """
+        return KvmFunction(device, memory)
+
+    @hookimpl
+    def umdev_trap_region(self, region: int) -> Trap:
+        """Exits are looked up in a table and given to the dispatcher, in C."""
+        if region == 7:
+            return Bound("configuration space by ports 0xCF8, 0xCFC and by ECAM")
+        return Bound("KVM_RUN exits, dispatched in C")
+
+    @hookimpl
+    def umdev_passthrough_area(self, attachment: Attachment, area: Area, decline: Decline) -> Passthrough | None:
+        """A memory slot over the area, wherever the guest puts the BAR."""
+        if attachment.device.region_infos[area.region].descriptor is None:
+            decline(f"region {area.region} has no memory file that a memory slot could show")
+            return None
+        return Bound(f"memory slot of {area.length >> 10} KiB that follows the BAR")
+
+    @hookimpl
+    def umdev_connect_interrupts(self, attachment: Attachment) -> InterruptSink:
+        """By irqfd; the driver's view of a function hears eventfds."""
+        if isinstance(attachment.endpoint, KvmFunction):
+            return Bound("eventfds in this process: the host drives the function")
+        return Bound("irqfd: INTx with resampling, MSI and MSI-X by interrupt routes")
+
+    @hookimpl
+    def umdev_map_memory(self) -> MemoryMapper:
+        """All memory is mapped from the start."""
+        return MachineMemory()
+
+    @hookimpl
+    def umdev_device_reset(self, device: Device) -> None:
+        """BARs are where reset put them: nowhere."""
+        endpoint = device.attachment.endpoint if device.attachment is not None else None
+        if isinstance(endpoint, KvmFunction):
+            endpoint.machine.bridge.synchronise()
+        elif isinstance(endpoint, Machine):
+            endpoint.bridge.synchronise()
+
+    def doctor(self) -> Iterator[Row]:
+        """What /dev/kvm can do here."""
+        return rows()
+
+
+class KvmHypervisor:
+    """Entry point `kvm` in the group `umdev.hypervisors`: services for devices of a `Machine`."""
+
+    name = "kvm"
+
+    @hookimpl
+    def umdev_pin_pages(self, attachment: Attachment, decline: Decline) -> PagePinner | None:
+        """A long-term pin by io_uring; where the kernel has none, the core's mlock is next."""
+        return open_pins(attachment.memory, decline)
+
+    @hookimpl
+    def umdev_translate(self, attachment: Attachment) -> Translator:
+        """The machine's memory map."""
+        return MachineTranslator(attachment.memory)
+
+
+bus = KvmBus()
+hypervisor = KvmHypervisor()
