@@ -1,7 +1,7 @@
 """Devices attached with no VM, for tests that run one body on every bus.
 
 `attach(device, "loopback")` gives the driver's view of a device on a bus of `ATTACHMENTS`; the fixtures
-`loopback_function`, `vfio_user_function` and `any_function` call it and close what they opened.
+`loopback_function`, `vfio_user_function`, `kvm_function` and `any_function` call it and close what they opened.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from umdev.device import Device
     from umdev.driver import Function
 
-ATTACHMENTS = ("loopback", "vfio-user", "vfio-user-messages")
-"""The same device on three buses: direct calls, a socket with shared memory, a socket with DMA by messages."""
+ATTACHMENTS = ("loopback", "vfio-user", "vfio-user-messages", "kvm")
+"""The same device on four buses: direct calls, a socket with shared memory, a socket with DMA by messages, a machine."""
 
 
 def attach(device: Device, attachment: str) -> Function:
     """Attach `device` and return the driver's view, with memory, I/O and bus mastering enabled.
 
-    Raises: NotFound when the bus is not installed; ValueError for another name than those of `ATTACHMENTS`.
+    Raises: NotFound when the bus is not installed; NotSupported where this host lacks what it needs; ValueError for another name than those of `ATTACHMENTS`.
     """
     from umdev.plugins import plugins
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known to projects that check them strictly."""
     config.addinivalue_line("markers", "guest: needs a real guest under QEMU (fetched by the test kit)")
+    config.addinivalue_line("markers", "kvm: needs /dev/kvm")
 
 
 @pytest.fixture
@@ -49,7 +50,13 @@ def vfio_user_function() -> Iterator[Callable[[Device], Function]]:
     yield from _functions("vfio-user")
 
 
-@pytest.fixture(params=["loopback", "vfio-user", "vfio-user-messages"])
+@pytest.fixture
+def kvm_function() -> Iterator[Callable[[Device], Function]]:
+    """`kvm_function(device)`: the same in a machine of its own. Skips, saying why, where no machine can be made."""
+    yield from _functions("kvm")
+
+
+@pytest.fixture(params=["loopback", "vfio-user", "vfio-user-messages", pytest.param("kvm", marks=pytest.mark.kvm)])
 def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], Function]]:
     """`any_function(device)`: the test runs once on every bus of `umdev_testkit.functions.ATTACHMENTS`."""
     yield from _functions(request.param)
@@ -58,7 +65,16 @@ def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], 
 def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
     from contextlib import ExitStack
 
+    from umdev.errors import NotSupported
+
     from umdev_testkit.functions import attached
 
     with ExitStack() as stack:
-        yield lambda device: stack.enter_context(attached(device, attachment))
+
+        def attach(device: Device) -> Function:
+            try:
+                return stack.enter_context(attached(device, attachment))
+            except NotSupported as error:
+                pytest.skip(f"{error} (these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py)")
+
+        yield attach

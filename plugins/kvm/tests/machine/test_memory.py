@@ -1,0 +1,113 @@
+"""Memory for devices: maps, hot-add, translation, pins, pre-fault."""
+
+import contextlib
+import ctypes
+import resource
+from pathlib import Path
+
+import pytest
+from umdev.bus import Protection
+from umdev.errors import NotMapped, NotSupported, PinLimit
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.fixture
+def attachment(plugged, sample):
+    sample.address_space.bus_master = True
+    return sample.attachment
+
+
+def test_guest_and_device_see_the_same_bytes(run, attachment, sample):
+    sample.memory.write(0x9000, b"\x78\x56\x34\x12")
+    assert run("mov eax, [0x9000]\n mov dword ptr [0x9004], 0xabcd\n out 0xf4, eax") == 0x12345678
+    assert sample.memory.read(0x9004, 4) == b"\xcd\xab\0\0"
+    with pytest.raises(NotMapped):
+        sample.memory.read(0xB0000, 4)
+
+
+def test_memory_added_later(make_machine, sample):
+    machine = make_machine(memory=1 << 20)
+    machine.firmware.enable(machine.plug(sample))
+    before = len(sample.address_space.mappings)
+    guest = machine.add_memory(1 << 20)
+    assert guest == 1 << 32
+    assert len(sample.address_space.mappings) == before + 1
+    machine.ram.write(guest + 8, b"added")
+    assert sample.memory.read(guest + 8, 5) == b"added"
+    translator = sample.attachment.services.translator()
+    host = translator.translate(guest + 8, 5, Protection.READ, 0)
+    assert ctypes.string_at(host, 5) == b"added"
+    assert "hot-added" in translator.mechanism
+    machine.reset()
+    assert guest in [slot.guest for slot in machine.slots.slots]
+
+
+def pinned_kib():
+    """Pages under long-term pins, in KiB, for a process without CAP_IPC_LOCK; VmPin counts them for all."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmPin:")[1].split()[0])
+
+
+def test_long_term_pins(attachment):
+    pinner = attachment.services.pinner()
+    if "io_uring" not in pinner.mechanism:
+        pytest.skip(f"this kernel has no io_uring for us: {pinner.mechanism}")
+    translator = attachment.services.translator()
+    host = translator.translate(0x10_0000, 0x4000, Protection.READ | Protection.WRITE, 0)
+    before = pinned_kib()
+    pinner.pin(host, 4)
+    assert pinned_kib() == before + 16
+    pinner.pin(host + 0x1000, 1)
+    pinner.unpin(host, 4)
+    assert pinner.pages == 1
+    assert pinned_kib() == before + 4, "the page that is pinned twice stays, the others go"
+    pinner.unpin(host + 0x1000, 1)
+    assert pinned_kib() == before
+    pinner.unpin(host, 4)  # nothing left to undo
+    assert pinner.pages == 0
+
+
+def test_the_limit_of_locked_memory(attachment):
+    host = attachment.services.translator().translate(0x10_0000, 0x10_0000, Protection.READ, 0)
+    with dropped_capability(), limited(resource.RLIMIT_MEMLOCK, 64 << 10):
+        pinner = attachment.services.pinner()
+        with pytest.raises(PinLimit, match="RLIMIT_MEMLOCK is 65536"):
+            pinner.pin(host, 256)
+        assert pinner.pages == 0
+        pinner.pin(host, 4)
+        pinner.unpin(host, 4)
+
+
+@contextlib.contextmanager
+def limited(what, value):
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+@contextlib.contextmanager
+def dropped_capability():
+    """CAP_IPC_LOCK out of this thread's effective set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, data) == 0
+    saved = list(data)
+    data[0] &= ~(1 << 14)
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[:] = saved
+        assert libc.capset(header, data) == 0
+
+
+def test_prefault(machine):
+    try:
+        machine.prefault(0x10_0000, 0x10_0000)
+    except NotSupported as error:
+        assert "6.11" in str(error)  # noqa: PT017 - both answers are right, on different hosts
