@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from umdev_testkit.kernels import Module
 
-__all__ = ["build", "busybox"]
+__all__ = ["applets", "build", "busybox"]
 
 _BUSYBOX = Bundle("busybox-trixie", ("busybox-static",), ("trixie", "trixie-backports"), keep="busybox-static")
 _FOLDERS = ("dev", "proc", "sys", "tmp", "run", "root", "etc", "mnt")
@@ -116,7 +116,7 @@ def build(modules: Iterable[Module], files: Mapping[str, bytes | Path], limit: f
         archive.add_folder(folder)
     archive.add_character_device("dev/console", 5, 1)  # the kernel opens it for init before anything is mounted
     archive.add_file("bin/busybox", program.read_bytes(), 0o755)
-    for applet in _applets(program):
+    for applet in applets(program):
         archive.add_link(f"bin/{applet}", "busybox")
     archive.add_file("init", _INIT.encode(), 0o755)
     archive.add_file("umdev/limit", f"{limit:.0f}\n".encode())
@@ -134,6 +134,7 @@ def build(modules: Iterable[Module], files: Mapping[str, bytes | Path], limit: f
 
 
 @lru_cache(maxsize=2)
-def _applets(program: Path) -> tuple[str, ...]:
+def applets(program: Path) -> tuple[str, ...]:
+    """Names that busybox goes by."""
     listed = subprocess.run([str(program), "--list"], capture_output=True, text=True, timeout=_LIST_TIME, check=True)
     return tuple(name for name in listed.stdout.split() if name != "busybox")

@@ -8,6 +8,7 @@
         outcome = machine.run(limit=5)
 """
 
+from .linux import boot_linux
 from .machine import Machine
 from .outcome import Outcome, OutcomeKind
 from .plugin import KvmBus, KvmHypervisor, bus, hypervisor
@@ -24,6 +25,7 @@ __all__ = [
     "OutcomeKind",
     "Posted",
     "SlotBatch",
+    "boot_linux",
     "bus",
     "hypervisor",
 ]

@@ -64,6 +64,8 @@ class Plugged:
     """Regions with passed-through areas, mapped here so that memory slots can name them."""
     undo: dict[int, list[Any]] = field(default_factory=dict)
     """Region -> what takes its slots, doorbells and zones away again."""
+    present: bool = True
+    """False while it is unplugged: none of its BARs decodes any more."""
 
 
 class Bridge:
@@ -166,14 +168,18 @@ class Bridge:
     def unplug(self, slot: int) -> Plugged:
         """Take a function away; no processor is in the guest. Raises: NotFound."""
         with self._lock:
-            plugged = self._plugged.pop(slot, None)
+            plugged = self._plugged.get(slot)
             if plugged is None:
                 raise NotFound(f"slot {slot} is empty")
             if self._vm is not None:
                 self._vm.set_function(slot, 0)
+            plugged.present = False
             self._settle()
+            del self._plugged[slot]
             if plugged.interrupts is not None:
                 plugged.interrupts.close()
+            for memory in plugged.memory.values():
+                memory.close()
             return plugged
 
     def synchronise(self, slot: int | None = None) -> None:
@@ -319,7 +325,7 @@ def _decoding(plugged: Plugged) -> Iterable[Placement]:
     """What configuration space says. Without the device lock: who writes there comes here afterwards."""
     config = plugged.attachment.device.config
     for index, bar in config.bars.items():
-        if config.bar_decodes(index):
+        if plugged.present and config.bar_decodes(index):
             yield Placement(plugged.slot, index, config.bar_address(index), bar.size, bar.kind == "io")
 
 

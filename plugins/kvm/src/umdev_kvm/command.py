@@ -1,0 +1,138 @@
+"""`umdev run`: a kernel with devices in a machine of this process, no QEMU anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import threading
+import time
+import tty
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from umdev.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from umdev.device import Device, Parent
+
+    from .machine import Machine
+
+_ESCAPE = 0x1D  # Ctrl-]
+_FOREVER = 10 * 365 * 86400.0
+_STATUS_TIME_LIMIT = 124  # as timeout(1)
+
+
+@click.command("run")
+@click.argument("devices", nargs=-1, metavar="DEVICE...")
+@click.option("--kernel", required=True, type=click.Path(exists=True, dir_okay=False), help="A Linux bzImage.")
+@click.option("--initrd", type=click.Path(exists=True, dir_okay=False), help="Its initramfs.")
+@click.option("--append", default="console=ttyS0", show_default=True, help="The kernel's command line.")
+@click.option("--memory", type=click.IntRange(min=1), default=512, show_default=True, help="MiB.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Processors.")
+@click.option("--limit", type=click.FloatRange(min=0, min_open=True), help="Seconds that it may run.")
+@click.option("--reboot/--no-reboot", default=True, help="Whether a guest that reboots is started again.")
+def command(
+    *,
+    devices: tuple[str, ...],
+    kernel: str,
+    initrd: str | None,
+    append: str,
+    memory: int,
+    cpus: int,
+    limit: float | None,
+    reboot: bool,
+) -> int:
+    """Boot a Linux kernel in a KVM machine with devices in its PCI slots.
+
+    DEVICE is a device type, as PARENT/TYPE where several parents offer it. The serial port is this terminal; Ctrl-]
+    ends the machine. The exit code is 0 when the guest powers off or writes 0 to the exit port (0xF4), what it writes
+    there otherwise, 124 when the time is over.
+    """
+    from .linux import boot_linux
+    from .machine import Machine
+    from .outcome import OutcomeKind
+
+    with ExitStack() as stack:
+        made = [stack.enter_context(_create(name)) for name in devices]
+        machine = stack.enter_context(Machine(memory=memory << 20, vcpus=cpus, console=1))
+        for device in made:
+            slot = machine.plug(device)
+            click.echo(f"0000:00:{slot:02x}.0 {device}", err=True)
+        boot_linux(machine, Path(kernel).read_bytes(), Path(initrd).read_bytes() if initrd else b"", append)
+        end = time.monotonic() + (limit or _FOREVER)
+        with _terminal(machine):
+            outcome = machine.run(end - time.monotonic())
+            while outcome.kind is OutcomeKind.RESET and reboot:
+                machine.reset()
+                outcome = machine.run(max(0.0, end - time.monotonic()))
+    click.echo(f"the machine ended: {outcome}", err=True)
+    if outcome.kind is OutcomeKind.TIME_LIMIT:
+        return _STATUS_TIME_LIMIT
+    return int(outcome.kind is OutcomeKind.TRIPLE_FAULT) if outcome.kind is not OutcomeKind.EXIT else outcome.value & 255
+
+
+def _create(name: str) -> Device:
+    parent_name, _, type_id = name.rpartition("/")
+    return _parent(parent_name, type_id).create(type_id)
+
+
+def _parent(name: str, type_id: str) -> Parent:
+    from umdev.plugins import plugins
+
+    if name:
+        return plugins().load_parent(name)
+    offering = []
+    for parent_name in sorted({info.name for info in plugins().parents() if info.error is None}):
+        parent = plugins().load_parent(parent_name)
+        if type_id in parent.types:
+            offering.append(parent)
+    if not offering:
+        raise NotFound(f"no parent offers a device type {type_id!r}: umdev types lists them")
+    if len(offering) > 1:
+        names = ", ".join(f"{parent.name}/{type_id}" for parent in offering)
+        raise InvalidArgument(f"several parents offer {type_id!r}: say {names}")
+    return offering[0]
+
+
+@contextlib.contextmanager
+def _terminal(machine: Machine) -> Iterator[None]:
+    """Keys go to the serial port while the block runs; a terminal is raw meanwhile."""
+    done, wake = os.pipe()
+    thread = threading.Thread(target=_read_keys, args=(machine, done), name="console")
+    saved = termios.tcgetattr(0) if os.isatty(0) else None
+    try:
+        if saved is not None:
+            tty.setraw(0)
+        thread.start()
+        yield
+    finally:
+        os.close(wake)
+        thread.join()
+        os.close(done)
+        if saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+        sys.stdout.flush()
+
+
+def _read_keys(machine: Machine, done: int) -> None:
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
+    waiting.register(done, select.POLLHUP)
+    while not any(descriptor == done for descriptor, _ in waiting.poll()):
+        data = os.read(0, 256)
+        if not data:  # nobody types any more: the machine goes on
+            return
+        if _ESCAPE in data:
+            machine.stop()
+            return
+        while data and not any(descriptor == done for descriptor, _ in waiting.poll(0) if descriptor == done):
+            data = data[machine.send(data) :]
+            if data:
+                time.sleep(0.01)  # the guest has not taken them yet
