@@ -16,7 +16,15 @@ IRQ_INDEXES = 3
 """INTx, MSI and MSI-X."""
 
 
-def describe(device: Device, *, bus: str, socket: str | None, argument: str | None, log: str | None) -> dict[str, Any]:
+def describe(
+    device: Device,
+    *,
+    bus: str,
+    socket: str | None,
+    argument: str | None,
+    log: str | None,
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Everything that `umdev show` prints, JSON-ready."""
     context = device.context
     attachment = device.attachment
@@ -33,6 +41,7 @@ def describe(device: Device, *, bus: str, socket: str | None, argument: str | No
         "state": attachment.state.value if attachment else "detached",
         "socket": socket,
         "device": argument,
+        "environment": environment or {},
         "log": log,
         "pci": {"vendor": pci.vendor, "device": pci.device, "class": pci.class_code, "revision": pci.revision},
         "config": config.hex(),

@@ -21,7 +21,7 @@ import msgspec
 from umdev.errors import Conflict, NotFound, NotSupported, ProtocolError, StateError, UmdevError
 from umdev.plugins import plugins
 
-from . import control, hosts
+from . import control, hosts, vmm
 from .describe import describe
 from .failures import Exit, exit_code
 
@@ -93,6 +93,7 @@ class Host:
         self._bus = plugins().load_bus(bus)
         if not hasattr(self._bus, "serve"):
             raise NotSupported(f"the bus {bus} works inside one process only; vfio-user can serve others")
+        self._hypervisor, self._setup = vmm.prepare(bus)
         self._served: dict[str, _Served] = {}
         self._guard = threading.RLock()
         self._closing = False
@@ -127,6 +128,8 @@ class Host:
                 path = str(hosts.socket_path(self._runtime, request.uuid))
             try:
                 options = {} if request.wire_log is None else {"wire_log": request.wire_log}
+                if self._hypervisor is not None:
+                    options["hypervisor"] = self._hypervisor
                 server = self._bus.serve(device, path=path, descriptor=descriptor, **options)
             except BaseException:
                 device.close()
@@ -157,6 +160,7 @@ class Host:
             socket=path,
             argument=served.server.device_argument if path else None,
             log=str(self._folder / "log") if (self._folder / "log").exists() else None,
+            environment=dict(self._setup.environment) if self._setup else {},
         )
 
     def query(self, uuid: str, name: str, arguments: dict[str, Any]) -> object:
@@ -196,6 +200,8 @@ class Host:
             except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
                 _log.exception("%s: did not end cleanly", served.device)
         self._listener.close()
+        if self._setup is not None:
+            self._setup.close()
         os.close(self._wake_read)
         lock, self._lock = self._lock, -1
         hosts.release_folder(self._runtime, self._folder, lock)

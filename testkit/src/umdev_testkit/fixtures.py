@@ -30,6 +30,7 @@ class GuestOptions(TypedDict, total=False):
     machine: str
     qemu_args: Sequence[str]
     shared_memory: bool
+    environment: Mapping[str, str]
 
 
 class LinuxGuests:

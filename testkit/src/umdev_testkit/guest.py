@@ -55,6 +55,7 @@ class GuestConfig:
         cpu, machine: QEMU's processor model, and options for its q35 machine ("kernel-irqchip=off").
         qemu_args: more arguments for QEMU.
         shared_memory: whether the memory is a memfd that vfio-user servers may map; else they send messages for it.
+        environment: variables for QEMU's process ("LD_PRELOAD").
     """
 
     devices: Sequence[str | os.PathLike[str]] = ()
@@ -70,6 +71,7 @@ class GuestConfig:
     machine: str = ""
     qemu_args: Sequence[str] = ()
     shared_memory: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def arguments(self, image: Path, initrd: Path) -> list[str]:
         """Return QEMU's arguments, apart from its channels to this process."""
@@ -328,7 +330,7 @@ class Guest:
         with (self.folder / "qemu.log").open("wb") as log, theirs[0], theirs[1]:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(agent, monitor),
-                env=os.environ | dict(program.environment),
+                env=os.environ | dict(program.environment) | dict(self.config.environment),
             )  # fmt: skip
         self._deadline = time.monotonic() + self.config.timeout
         self._watchdog = threading.Timer(self.config.timeout, self._expire)

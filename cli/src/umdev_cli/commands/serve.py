@@ -8,7 +8,7 @@ import click
 from umdev import runtime
 from umdev.errors import Conflict
 
-from umdev_cli import control, host, hosts, options, parents
+from umdev_cli import control, host, hosts, options, parents, vmm
 from umdev_cli.definitions import Definition, Definitions, Named
 from umdev_cli.identity import is_uuid, new_uuid
 
@@ -34,7 +34,7 @@ def command(
     """Serve a device until SIGTERM, or until the client of --fd is gone.
 
     The device is a defined one (its UUID) or a new one of a type. The exact -device argument for QEMU is the first line
-    on stdout; what the device logs goes to stderr.
+    on stdout; what the device logs goes to stderr, and what QEMU's environment needs for write-protection.
     """
     if socket_path is not None and fd is not None:
         raise click.UsageError("--socket-path and --fd exclude each other")
@@ -52,6 +52,8 @@ def command(
         described = serving.add(request, descriptor=fd)
         if described["device"] is not None:
             click.echo(f"-device '{described['device']}'")
+            if line := vmm.advice(described["environment"]):
+                click.echo(line, err=True)
         host.serve(serving)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from umdev.errors import Conflict
 
-from umdev_cli import control, hosts, launch, options, output, parents
+from umdev_cli import control, hosts, launch, options, output, parents, vmm
 from umdev_cli.definitions import Definition, Definitions, Named, read
 from umdev_cli.identity import new_uuid
 
@@ -48,13 +48,14 @@ def command(
     with output.waiting(f"starting {named.definition.mdev_type} {named.uuid}"):
         described = launch.start(named.parent, bus, request, shared=owner.shared_process)
     if as_json:
-        output.dump_json(
-            {name: described[name] for name in ("uuid", "parent", "type", "pid", "socket", "device", "log")}
-        )
+        shown = ("uuid", "parent", "type", "pid", "socket", "device", "environment", "log")
+        output.dump_json({name: described[name] for name in shown})
         return
     if uuid is None:
         click.echo(named.uuid)
     click.echo(f"-device '{described['device']}'")
+    if line := vmm.advice(described["environment"]):
+        click.echo(line, err=True)
 
 
 def absolute(path: str | None) -> str | None:

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         InterruptSink,
         MemoryMapper,
         PagePinner,
+        PageProtector,
         Passthrough,
         Protection,
+        ProtectMode,
         Translator,
         Trap,
     )
+
+    from .qemu import ClientSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,25 @@ class KvmHypervisor:
     def umdev_translate(self, attachment: Attachment) -> Translator:
         """The machine's memory map."""
         return MachineTranslator(attachment.memory)
+
+    @hookimpl
+    def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:
+        """By the machine's page tables, or by those that a VMM of another process has lent."""
+        from .protect import protect_pages
+
+        return protect_pages(attachment, mode, decline)
+
+    def prepare_client(self, bus: str) -> ClientSetup | None:
+        """Have a protector ready for VMMs that a bus will serve; see `umdev_kvm.qemu.prepare_client`."""
+        from .qemu import prepare_client
+
+        return prepare_client(bus)
+
+    def doctor(self) -> Iterator[Row]:
+        """What protection of a stock QEMU's memory needs."""
+        from .qemu import doctor
+
+        return doctor()
 
 
 bus = KvmBus()

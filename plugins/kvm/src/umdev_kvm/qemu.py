@@ -15,7 +15,7 @@ from umdev.hypervisor import ProtectMode, UserfaultProtector, open_userfault
 from umdev.plugins import Row
 
 from . import vm_protector_wire as wire
-from .preload import ADDRESS_VARIABLE, preload_path
+from .preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
 from .vm_protector_client import Connection, RemoteGuest
 from .vm_protector_wire import Operation
 
@@ -117,7 +117,7 @@ def doctor() -> Iterator[Row]:
     except (NotSupported, ProtectError) as error:
         yield Row(
             "protect", "QEMU preload", None, f"QEMU of this user can lend no memory: {error}",
-            f"let QEMU inherit an open /dev/userfaultfd and name it: UMDEV_USERFAULTFD=9 9<>/dev/userfaultfd {_remedy()}",
+            f"let QEMU inherit an open /dev/userfaultfd and name it by {DEVICE_VARIABLE}; {_remedy()}",
         )  # fmt: skip
         return
     os.close(userfault.descriptor)
@@ -141,7 +141,7 @@ def _remedy() -> str:
 
 def _start(path: Path) -> None:
     """A protector of its own session; it has the listening socket before it runs, so nobody waits for it."""
-    if len(os.fsencode(path)) > 107:  # noqa: PLR2004 - unix(7)
+    if len(os.fsencode(path)) > 107:  # unix(7)
         raise StateError(f"{path} is too long for a socket; choose another with UMDEV_RUNTIME_DIR")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         os.fchmod(listener.fileno(), 0o600)

@@ -245,6 +245,7 @@ class _Peer:
 def main() -> int:
     """Serve the listening socket that is standard input; the one argument is its path."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a ^C in the terminal of a device is meant for the device
     listener = socket.socket(fileno=os.dup(0))
     VmProtector(listener, Path(sys.argv[1])).run()

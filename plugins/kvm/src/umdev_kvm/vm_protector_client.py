@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from umdev.errors import NotSupported, ProtectError, ProtectorBusy, StateError
+from umdev.errors import Disconnected, NotSupported, ProtectError, ProtectorBusy
 from umdev.hypervisor import ProtectMode
 
 from . import vm_protector_wire as wire
@@ -55,18 +55,20 @@ class Connection:
                 try:
                     wire.send(self._link, operation, body, descriptors)
                     reply = wire.receive(self._link, [], wire.REPLY_MAX)
+                except (BrokenPipeError, ConnectionResetError, Disconnected):
+                    reply = None
                 except OSError as error:
                     self.lost = f"the VM's protector does not answer: {error}"
-                else:
-                    if reply is not None:
-                        status, text = reply
-                        if status < 0:
-                            raise _failure(-status, text.decode(errors="replace"))
-                        return text
-                    self.lost = (
-                        "the VM's protector has ended this device's connection: it is gone, or a notification was not "
-                        f"answered within {wire.PATIENCE:g} s"
-                    )
+                    raise _failure(error.errno or errno.EIO, self.lost) from error
+                if reply is not None:
+                    status, text = reply
+                    if status < 0:
+                        raise _failure(-status, text.decode(errors="replace"))
+                    return text
+                self.lost = (
+                    "the VM's protector has ended this device's connection: it is gone, or a notification was not "
+                    f"answered within {wire.PATIENCE:g} s"
+                )
             raise _failure(errno.ECONNRESET, self.lost)
 
     def close(self) -> None:
@@ -108,9 +110,7 @@ class RemoteGuest:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                said = connection.ask(
-                    Operation.CLIENT, wire.CLIENT.pack(self._pid, _NUMBERS[mode]), [theirs.fileno()]
-                )
+                said = connection.ask(Operation.CLIENT, wire.CLIENT.pack(self._pid, _NUMBERS[mode]), [theirs.fileno()])
         except BaseException:
             ours.close()
             connection.close()
@@ -217,7 +217,7 @@ class RemoteClient:
             self._serving = address
             try:
                 self._listener.notified(address)
-            except Exception:  # the store lands whatever a model does
+            except Exception:  # noqa: BLE001 - the store lands whatever a model does
                 _log.exception("the notification of a page write failed")
             finally:
                 self._serving = -1

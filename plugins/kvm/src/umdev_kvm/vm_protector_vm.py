@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from ._protect import ffi, lib
 from .vm_protector_areas import Area, areas
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
 _WAYS = {1: "an inherited /dev/userfaultfd", 2: "/dev/userfaultfd", 3: "userfaultfd(2)"}
@@ -79,7 +79,7 @@ class Vm:
                 self.guest.remove_memory(old.address)
                 known.remove(old)
 
-    def _userfault(self, asynchronous: bool) -> Userfault:  # noqa: FBT001 - GuestProtector calls it so
+    def _userfault(self, asynchronous: bool) -> Userfault:
         # The only copy: one that stayed here would keep the mappings registered when the protector has let go.
         descriptor = self._lent.pop(asynchronous, None)  # atomic; the guest's lock is held, so no other may be taken
         if descriptor is None:

@@ -67,7 +67,7 @@ def socket_path() -> Path:
 
 
 def receive(link: socket.socket, descriptors: list[int], limit: int = LENGTH_MAX) -> tuple[int, bytes] | None:
-    """One message of at most `limit` bytes, and the descriptors that come with it; None when the peer has gone between two messages.
+    """One message of at most `limit` bytes and the descriptors with it; None when the peer has gone between messages.
 
     Raises: Disconnected (in the middle), ProtocolError, OSError.
     """
@@ -85,7 +85,8 @@ def send(link: socket.socket, number: int, body: bytes = b"", descriptors: Itera
     """One message. Raises: OSError."""
     message = HEADER.pack(len(body), number) + body
     sent = socket.send_fds(link, [message], list(descriptors), socket.MSG_NOSIGNAL)
-    link.sendall(memoryview(message)[sent:], socket.MSG_NOSIGNAL)
+    if sent < len(message):  # even a send of nothing fails when the peer has what it wanted and is gone
+        link.sendall(memoryview(message)[sent:], socket.MSG_NOSIGNAL)
 
 
 def numbers(body: bytes) -> list[int]:
@@ -107,8 +108,6 @@ def peer(link: socket.socket) -> tuple[int, int]:
     credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     pid, uid, _ = CREDENTIALS.unpack(credentials)
     return pid, uid
-
-
 
 
 def _exactly(link: socket.socket, length: int) -> bytes:

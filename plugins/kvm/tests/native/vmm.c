@@ -1,4 +1,4 @@
-/* A VMM in little: maps the memory that it inherits as descriptor 3, and stores to it as its standard input says.
+/* A VMM in little: maps the file that it inherits, and stores to it as its standard input says.
  * One command a line, one answer a line. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -19,6 +19,7 @@ enum { PAGE = 4096 };
 
 static volatile uint32_t *memory;
 static size_t size;
+static int file; /* the memory's */
 
 struct storm {
     unsigned thread, pages, stores;
@@ -50,7 +51,7 @@ static void storm(unsigned threads, unsigned pages, unsigned stores)
 
 static void map(void)
 {
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, 3, 0);
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
 }
 
 static void take_userfault(void)
@@ -64,8 +65,9 @@ static void take_userfault(void)
 
 int main(int count, char **arguments)
 {
-    size = count > 1 ? strtoul(arguments[1], NULL, 0) : 0;
-    if (count > 2 && !strcmp(arguments[2], "daemonize") && fork() > 0)
+    file = count > 1 ? atoi(arguments[1]) : -1;
+    size = count > 2 ? strtoul(arguments[2], NULL, 0) : 0;
+    if (count > 3 && !strcmp(arguments[3], "daemonize") && fork() > 0)
         _exit(0);
     map();
     puts("ready");
@@ -82,8 +84,12 @@ int main(int count, char **arguments)
             storm((unsigned)a, (unsigned)b, (unsigned)c);
         else if (sscanf(line, "discard %lu", &a) == 1)
             madvise((void *)(uintptr_t)(memory + a / 4), PAGE, MADV_REMOVE);
-        else if (!strncmp(line, "remap", 5)) {
+        else if (sscanf(line, "plug %lu", &a) == 1) { /* the file has grown: all of it, anywhere else */
+            size = a;
+            map();
+        } else if (!strncmp(line, "remap", 5)) {
             munmap((void *)(uintptr_t)memory, size);
+            mmap(NULL, 1 << 16, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* so that it comes to lie elsewhere */
             map();
         } else if (!strncmp(line, "userfault", 9))
             take_userfault();
