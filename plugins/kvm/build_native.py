@@ -11,9 +11,11 @@ INCLUDE = HERE / "include"  # links to the core's headers
 ffi = FFI()
 ffi.cdef((INCLUDE / "umdev_decls.h").read_text())
 ffi.cdef((NATIVE / "kvm_decls.h").read_text())
+ffi.cdef((NATIVE / "emulate_decls.h").read_text())
+ffi.cdef('extern "Python" void umdev_kvm_store_told(void *, uint64_t, uint64_t, uint32_t);')
 ffi.set_source(
     "umdev_kvm._fast",
-    '#include "umdev.h"\n#include "kvm_decls.h"\n',
+    '#include "umdev.h"\n#include "kvm_decls.h"\n#include "emulate_decls.h"\n',
     sources=[str(path.relative_to(HERE)) for path in sorted(NATIVE.glob("*.c"))],
     include_dirs=["include", "src/umdev_kvm/native"],
     depends=[str(path) for folder in (INCLUDE, NATIVE) for path in sorted(folder.glob("*.h"))],

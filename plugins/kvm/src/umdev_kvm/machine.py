@@ -16,6 +16,7 @@ from ._fast import lib
 from .bridge import Bridge
 from .firmware import Firmware
 from .processors import Processors
+from .protect_machine import MachineProtection
 from .ram import Ram
 from .slots import MemorySlots
 from .vm import CAP_PRE_FAULT_MEMORY, Vm, check
@@ -72,6 +73,8 @@ class Machine:
         self.bridge = Bridge(self.slots, [(part.guest, part.end) for part in self.ram.parts])
         """The PCI host bridge: what is plugged and where it answers."""
         self.firmware = Firmware(self)
+        self.protection = MachineProtection(self)
+        """Write-protection of the machine's memory, for the hook that models' wishes come through."""
         self._processors = Processors(self)
         for part in self.ram.parts:
             self.slots.add(part.guest, part.length, part.host)
@@ -241,6 +244,7 @@ class Machine:
         for plugged in self.bridge.functions:
             plugged.attachment.reset(ResetKind.BUS)
         self.slots.rebuild(self._vm)
+        self.protection.connect(self._vm)
         self.bridge.rebuild(self._vm)
         self.firmware.place_all()
         if self._loader is not None:
@@ -292,6 +296,7 @@ class Machine:
                 plugged.attachment.detach()
         self._closed = True
         self._vm.close()
+        self.protection.close()
         self.bridge.close()
         self._close_files()
 

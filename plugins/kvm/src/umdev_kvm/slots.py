@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right, insort
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ class MemorySlots:
         self._vm = vm
         self._lock = threading.RLock()
         self._slots: dict[int, Slot] = {}
+        self._order: list[tuple[int, int]] = []  # (guest address, number), sorted: there may be thousands
         self._free: list[int] = []
         self._next = 0
         self.limit = vm.extension(CAP_NR_MEMSLOTS) or 32
@@ -70,12 +72,18 @@ class MemorySlots:
     def slots(self) -> list[Slot]:
         """All slots by guest address."""
         with self._lock:
-            return sorted(self._slots.values(), key=lambda slot: slot.guest)
+            return [self._slots[number] for _, number in self._order]
+
+    def between(self, start: int, end: int) -> list[Slot]:
+        """Slots that overlap the addresses, by guest address."""
+        with self._lock:
+            first = max(0, bisect_right(self._order, (start, self.limit)) - 1)
+            found = [self._slots[number] for _, number in self._order[first : bisect_left(self._order, (end, -1))]]
+            return [slot for slot in found if slot.end > start]
 
     def find(self, guest: int) -> Slot | None:
         """The slot that covers an address."""
-        with self._lock:
-            return next((slot for slot in self._slots.values() if slot.guest <= guest < slot.end), None)
+        return next(iter(self.between(guest, guest + 1)), None)
 
     def add(self, guest: int, length: int, host: int, flags: int = 0) -> Slot:
         """Map `length` bytes of this process into the guest.
@@ -85,9 +93,8 @@ class MemorySlots:
         if (guest | length | host) & PAGE_MASK or length <= 0:
             raise InvalidArgument(f"a memory slot is whole pages: guest {guest:#x}, length {length:#x}, host {host:#x}")
         with self._lock:
-            for other in self._slots.values():
-                if guest < other.end and other.guest < guest + length:
-                    raise Conflict(f"memory slot {guest:#x}+{length:#x} overlaps {other.guest:#x}+{other.length:#x}")
+            for other in self.between(guest, guest + length):
+                raise Conflict(f"memory slot {guest:#x}+{length:#x} overlaps {other.guest:#x}+{other.length:#x}")
             if len(self._slots) >= self.limit:
                 raise HypervisorError(f"{_CALL}: this kernel gives a machine {self.limit} memory slots; none is left")
             number = self._free.pop() if self._free else self._next
@@ -99,6 +106,7 @@ class MemorySlots:
                 raise failure(_CALL, code)
             self._next = max(self._next, number + 1)
             self._slots[number] = slot
+            insort(self._order, (slot.guest, number))
             return slot
 
     def remove(self, slot: Slot) -> None:
@@ -110,6 +118,7 @@ class MemorySlots:
             if code:
                 raise failure(_CALL, code)
             del self._slots[slot.number]
+            del self._order[bisect_left(self._order, (slot.guest, slot.number))]
             self._free.append(slot.number)
 
     @contextmanager

@@ -176,6 +176,9 @@ int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64
 {
     struct umdev_kvm_target target;
     if (!find(machine, vcpu, io, address, length, &target)) {
+        umdev_kvm_store store = vcpu && write && !io ? atomic_load(&machine->store) : NULL;
+        if (store && store(machine->store_context, address, bytes, length))
+            return 0;
         umdev_kvm_count(&machine->unclaimed);
         if (!write)
             memset(bytes, 0xFF, length);

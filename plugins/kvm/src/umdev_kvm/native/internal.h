@@ -15,6 +15,7 @@
 #include "umdev.h"
 
 #include "kvm_decls.h"
+#include "emulate_decls.h"
 
 #define UMDEV_KVM_VCPUS 64
 #define UMDEV_KVM_FUNCTIONS 32
@@ -38,6 +39,9 @@ enum umdev_kvm_target_kind {
     TARGET_KEYBOARD,
     TARGET_POWER
 };
+
+/* A processor's store that nothing decodes. 1: it was to memory, and is done. */
+typedef int (*umdev_kvm_store)(void *context, uint64_t address, const uint8_t *bytes, uint32_t length);
 
 /* Where an access goes. */
 struct umdev_kvm_target {
@@ -116,6 +120,9 @@ struct umdev_kvm {
     bool bell_running;
     pthread_t bell_thread;
     struct umdev_kvm_doorbell bells[UMDEV_KVM_DOORBELLS];
+
+    _Atomic(umdev_kvm_store) store;
+    void *store_context; /* set before `store` is */
 
     _Atomic uint64_t unclaimed, coalesced, doorbells;
 };
