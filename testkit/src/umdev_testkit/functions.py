@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from umdev.driver import Function
 
 ATTACHMENTS = ("loopback", "vfio-user", "vfio-user-messages", "kvm")
-"""The same device on four buses: direct calls, a socket with shared memory, a socket with DMA by messages, a machine."""
+"""The same device: direct calls, a socket with shared memory, a socket with DMA by messages, a KVM machine."""
 
 
 def attach(device: Device, attachment: str) -> Function:
     """Attach `device` and return the driver's view, with memory, I/O and bus mastering enabled.
 
-    Raises: NotFound when the bus is not installed; NotSupported where this host lacks what it needs; ValueError for another name than those of `ATTACHMENTS`.
+    Raises: NotFound when the bus is not installed; NotSupported where this host lacks what it needs; ValueError for
+    another name than those of `ATTACHMENTS`.
     """
     from umdev.plugins import plugins
 

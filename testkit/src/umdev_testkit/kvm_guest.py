@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from umdev_testkit.cache import cache_folder
 from umdev_testkit.guest import Completed, Guest, GuestConfig
+from umdev_testkit.initramfs import busybox
+from umdev_testkit.kernels import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +64,9 @@ class KvmGuest:
         self.guest = Guest(config, folder)
 
     def __enter__(self) -> Self:
+        """Raises: FetchError for what the programs in the guest may need: they can't fetch; as `Guest.start`."""
+        kernel("cloud")
+        busybox()
         self.guest.start()
         try:
             self.guest.run(_MOUNT)

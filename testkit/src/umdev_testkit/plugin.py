@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from umdev.driver import Function
 
     from umdev_testkit.fixtures import LinuxGuests
+    from umdev_testkit.kvm_guest import KvmGuest
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +37,18 @@ def linux_guest(tmp_path: Path) -> Iterator[LinuxGuests]:
         yield guests
     finally:
         guests.close()
+
+
+@pytest.fixture(scope="module")
+def kvm_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KvmGuest]:
+    """A guest with /dev/kvm, whatever this machine has: `kvm_guest.pytest("tests/...")` runs tests there.
+
+    One guest serves all tests of a module; see `umdev_testkit.kvm_guest.KvmGuest`.
+    """
+    from umdev_testkit.kvm_guest import KvmGuest
+
+    with KvmGuest(tmp_path_factory.mktemp("kvm-guest"), timeout=900) as guest:
+        yield guest
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from umdev_testkit.cpio import CpioArchive
 from umdev_testkit.initramfs import applets, busybox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from umdev_testkit.kernels import Module
 
@@ -30,10 +31,11 @@ poweroff -f
 """
 
 
-def build_serial(script: str, modules: Iterable[Module] = ()) -> bytes:
+def build_serial(script: str, modules: Iterable[Module] = (), files: Mapping[str, bytes | Path] | None = None) -> bytes:
     """Return an initramfs whose init loads the modules, runs the script (busybox sh) on the console and powers off.
 
-    "umdev: the script ended with status N" comes last. Needs `console=ttyS0` on the kernel's command line.
+    `files`: absolute paths in the guest to their content, all executable. "umdev: the script ended with status N" comes
+    last. Needs `console=ttyS0` on the kernel's command line.
 
     Raises:
         FetchError: busybox cannot be fetched.
@@ -53,4 +55,6 @@ def build_serial(script: str, modules: Iterable[Module] = ()) -> bytes:
         order += f"{module.name} {module.parameters}\n"
     archive.add_file("modules/order", order.encode())
     archive.add_file("script", script.encode())
+    for path, content in (files or {}).items():
+        archive.add_file(path, content if isinstance(content, bytes) else content.read_bytes(), 0o755)
     return archive.finish()

@@ -64,9 +64,9 @@ def _register(space: int, bits: int, access: int, address: int) -> bytes:
 
 
 def _fadt(facs: int, dsdt: int) -> bytes:
-    """Fixed hardware (5.2.9): events and control at the power port, a reset register, no timer, no buttons, no clock."""
+    """Fixed hardware (5.2.9): events and control at the power port, a reset register; no timer, buttons or clock."""
     event, control = layout.POWER_PORT, layout.POWER_PORT + 4
-    # Write-back caches are coherent, C1 is there, buttons and clock are not fixed hardware, the reset register is there.
+    # Write-back caches are coherent; there are C1 and a reset register; buttons and clock are no fixed hardware.
     flags = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10
     legacy_devices, no_vga, no_clock = 1 << 0, 1 << 2, 1 << 5
     body = struct.pack("<IIBBHI4B", facs, dsdt, 0, 0, _SCI, 0, 0, 0, 0, 0)
@@ -81,7 +81,7 @@ def _fadt(facs: int, dsdt: int) -> bytes:
 
 
 def _madt(vcpus: int) -> bytes:
-    """Interrupt controllers (5.2.12): processors, one I/O controller, the timer's and the SCI's places, NMI on LINT1."""
+    """Interrupt controllers (5.2.12): processors, one I/O controller, where timer and SCI come in, NMI on LINT1."""
     parts: Iterable[bytes] = (
         struct.pack("<II", layout.LOCAL_APIC, 1),
         *(struct.pack("<BBBBI", 0, 8, number, number, 1) for number in range(vcpus)),

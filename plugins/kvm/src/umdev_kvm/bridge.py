@@ -8,7 +8,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from umdev.bus import Attachment
 from umdev.errors import Conflict, InvalidArgument, NotFound
 
 from . import layout
@@ -19,6 +18,7 @@ from .vm import check
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from umdev.bus import Attachment
     from umdev.device import Device
 
     from .shortcuts import Doorbell, Posted

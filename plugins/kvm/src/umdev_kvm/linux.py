@@ -106,7 +106,5 @@ def _memory_map(machine: Machine) -> list[tuple[int, int, int]]:
         (acpi.BASE, KERNEL, _RESERVED),
         (layout.ECAM_BASE, layout.ECAM_BASE + layout.ECAM_SIZE, _RESERVED),
     ]
-    for part in machine.ram.parts:
-        if part.end > KERNEL:
-            found.append((max(part.guest, KERNEL), part.end, _USABLE))
-    return sorted(found)
+    parts = [part for part in machine.ram.parts if part.end > KERNEL]
+    return sorted([*found, *((max(part.guest, KERNEL), part.end, _USABLE) for part in parts)])

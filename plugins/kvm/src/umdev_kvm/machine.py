@@ -232,7 +232,9 @@ class Machine:
     def reset(self) -> None:
         """As the reset button: new processors and interrupt controllers, devices reset, the payload loaded again.
 
-        Memory keeps its content elsewhere. Not while the machine runs or is paused. Raises: StateError, HypervisorError.
+        Memory keeps its content elsewhere. Not while the machine runs or is paused.
+
+        Raises: StateError, HypervisorError.
         """
         self._expect_idle("reset")
         if self._pauses:
@@ -280,7 +282,9 @@ class Machine:
         """
         self._expect_idle("prefault")
         if not self.vm.extension(CAP_PRE_FAULT_MEMORY):
-            raise NotSupported("KVM_PRE_FAULT_MEMORY came with Linux 6.11 and needs nested paging: this host has it not")
+            raise NotSupported(
+                "KVM_PRE_FAULT_MEMORY came with Linux 6.11 and needs nested paging: this host has it not"
+            )
         check(lib.umdev_kvm_vcpu_prefault(self.vm.vcpu(0), guest, length), "KVM_PRE_FAULT_MEMORY")
 
     # The end.

@@ -140,9 +140,7 @@ class MemorySlots:
                 lib.umdev_kvm_resume(self._vm.pointer)
 
     def _set(self, slot: Slot, length: int) -> int:
-        return int(
-            lib.umdev_kvm_set_slot(self._vm.pointer, slot.number, slot.guest, length, slot.host, slot.flags)
-        )
+        return int(lib.umdev_kvm_set_slot(self._vm.pointer, slot.number, slot.guest, length, slot.host, slot.flags))
 
 
 class SlotBatch:

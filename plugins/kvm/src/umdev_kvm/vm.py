@@ -71,7 +71,7 @@ def open_failure(call: str, code: int) -> Exception:
 
 
 class Vm:
-    """One `umdev_kvm`. A reset of the machine makes another. Calls are for any thread, `close` for when none is left."""
+    """One `umdev_kvm`; a reset of the machine makes another. Any thread may call it, `close` when no other does."""
 
     def __init__(self, console: int, vcpus: int) -> None:
         """Raises: NotSupported without a usable /dev/kvm; HypervisorError."""

@@ -123,7 +123,7 @@ def why_incomplete() -> str | None:
 
 @pytest.fixture
 def make_machine(request: pytest.FixtureRequest, sample: Sample) -> Iterator[Callable[..., Machine]]:
-    """`make_machine(memory=..., vcpus=...)`; closed with the test, before the sample. Skips, saying why, without KVM."""
+    """`make_machine(memory=..., vcpus=...)`; closed before the sample. Skips, saying why, without KVM."""
     if why := why_no_kvm():
         pytest.skip(f"{why} (the same tests run inside a TCG guest: test_in_guest.py)")
     if request.node.get_closest_marker("complete_kvm") and (why := why_incomplete()):

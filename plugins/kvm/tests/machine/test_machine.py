@@ -1,14 +1,15 @@
 """Runs: modes, ends, limits, stops, resets, and guests that go wrong."""
 
-import os
+import gc
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from umdev_testkit.payloads import assemble
 from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotMapped, NotSupported, StateError
 from umdev_kvm import Machine, OutcomeKind
 from umdev_kvm.vm import open_failure
+from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
 
@@ -191,17 +192,17 @@ def test_busy_calls(machine, sample):
 
 
 def test_closing_leaves_nothing_open(make_machine, sample):
-    def descriptors():
-        return sorted(os.listdir("/proc/self/fd"))
-
-    before = descriptors()
-    for _ in range(3):
+    def life():
         machine = make_machine(memory=1 << 20)
         machine.firmware.enable(machine.plug(sample))
         machine.load(assemble("exit 1"))
         assert machine.run(10).value == 1
         machine.close()
-    assert descriptors() == before
+        return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
+
+    life()
+    gc.collect()
+    assert life() == life()
 
 
 def test_why_kvm_cannot_be_opened():

@@ -60,7 +60,9 @@ def test_msi_reaches_the_handler(run, plugged, sample):
 
 
 def test_msix_reaches_the_handler(run, plugged, sample):
-    source = f"{SETUP} main: {msix(sample, 2, 0x51)} sti\n mov dword ptr [bar0 + 0x30], 2\nl: jmp l\n{HANDLER_EXIT}{TABLE}"
+    source = (
+        f"{SETUP} main: {msix(sample, 2, 0x51)} sti\n mov dword ptr [bar0 + 0x30], 2\nl: jmp l\n{HANDLER_EXIT}{TABLE}"
+    )
     assert run(source) == 0x77
     assert sample.interrupts.counters["sent"] == 1
 

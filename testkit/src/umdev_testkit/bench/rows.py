@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import memory, messages
+from . import kvm, memory, messages
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -17,6 +17,8 @@ ROWS = (
     Row("memory/read4k/python", 6.0, memory.read_python),
     Row("memory/lookup1/c", 1.3, memory.lookup_one),
     Row("memory/lookup1000/c", 1.3, memory.lookup_thousand),
+    Row("kvm/mmio/c", 1.03, kvm.mmio_c),
+    Row("kvm/mmio/python", 1.15, kvm.mmio_python),
 )
 
 

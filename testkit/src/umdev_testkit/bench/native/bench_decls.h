@@ -35,3 +35,10 @@ int umdev_bench_lookup(const umdev_api *api, umdev_memory *memory, const uint64_
 
 /* The bench device's C handler: a read returns how many accesses came before it, in this process. */
 int umdev_bench_counter(void *device, const umdev_access *access, uint64_t *value);
+
+/* The smallest machine: one processor in flat protected mode at the payload, which reads memory-mapped registers and
+ * writes to a port now and then. A batch ends with each port write. */
+typedef struct umdev_bench_kvm umdev_bench_kvm;
+umdev_bench_kvm *umdev_bench_kvm_new(const void *payload, uint32_t length, int *error);
+int umdev_bench_kvm_reads(umdev_bench_kvm *machine, uint32_t count, uint64_t *times);
+void umdev_bench_kvm_free(umdev_bench_kvm *machine);

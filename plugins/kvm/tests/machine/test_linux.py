@@ -1,0 +1,126 @@
+"""Debian's stock kernel boots on a machine, with no QEMU at work, and its own drivers find the devices."""
+
+import hashlib
+import os
+import random
+import re
+import subprocess
+import sysconfig
+import threading
+import time
+import tty
+from pathlib import Path
+
+import pytest
+from umdev.errors import InvalidArgument
+from umdev_edu import Edu
+from umdev_kvm import OutcomeKind, boot_linux
+from umdev_mtty import Mtty1
+from umdev_testkit import kernels
+from umdev_testkit.programs import static_program
+from umdev_testkit.serial_initramfs import build_serial
+
+pytestmark = pytest.mark.kvm
+
+PROGRAMS = Path(__file__).parents[4] / "tests" / "guests" / "programs"
+COUNT = 4096
+SCRIPT = f"""
+grep -c ^processor /proc/cpuinfo
+exec 5<>/dev/ttyS1
+stty raw -echo crtscts <&5
+echo the port is open
+timeout 60 head -c {COUNT} <&5 >/tmp/from &
+cat /data >&5
+wait
+sha256sum </tmp/from
+edu_sysfs 0000:00:02.0 registers dma
+grep ttyS /proc/interrupts
+"""
+
+
+@pytest.fixture(scope="module")
+def edu_sysfs():
+    return static_program(PROGRAMS / "edu_sysfs.c", flags=["-Wconversion", "-Werror"])
+
+
+def boot(machine, initrd, limit=150):
+    boot_linux(machine, kernels.kernel("cloud").image.read_bytes(), initrd, "console=ttyS0 quiet")
+    outcome = machine.run(limit)
+    console = machine.console_output.decode(errors="replace").replace("\r\n", "\n")
+    assert outcome.kind is OutcomeKind.POWER_OFF, f"{outcome}\n{console[-4000:]}"
+    assert "the script ended with status 0" in console
+    return console
+
+
+@pytest.mark.complete_kvm
+@pytest.mark.timeout(300)
+def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs):
+    machine = make_machine(memory=256 << 20, vcpus=2)
+    there, back = random.randbytes(COUNT), random.randbytes(COUNT)
+    received = bytearray()
+    with Mtty1() as card, Edu() as edu:
+        machine.plug(card, place=False)
+        machine.plug(edu, place=False)
+        host = os.open(card.query("terminals")[0], os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(host)
+
+        def talk():  # opening the port empties its FIFO
+            while b"the port is open" not in machine.console_output:
+                time.sleep(0.05)
+            view = memoryview(there)
+            while view:
+                view = view[os.write(host, view) :]
+
+        def listen():
+            while len(received) < COUNT and (part := os.read(host, COUNT)):
+                received.extend(part)
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (talk, listen)]
+        for thread in threads:
+            thread.start()
+        try:
+            console = boot(machine, build_serial(SCRIPT, files={"/data": back, "/bin/edu_sysfs": edu_sysfs}))
+            for thread in threads:
+                thread.join(10)
+        finally:
+            machine.close()
+            os.close(host)
+    assert bytes(received) == back
+    assert hashlib.sha256(there).hexdigest() in console
+    assert re.search(r"^2$", console, re.MULTILINE), "both processors are up"
+    assert "ident=010000ed" in console
+    assert "dma-bytes-wrong=0" in console
+    assert re.search(r"IO-APIC +17-fasteoi +ttyS1", console)
+
+
+@pytest.mark.complete_kvm
+@pytest.mark.timeout(300)
+def test_the_command(make_machine, tmp_path):
+    make_machine(memory=1 << 20).close()  # asked for what it skips on
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(build_serial("cat /sys/bus/pci/devices/0000:00:0[12].0/uevent; reboot -f"))
+    done = subprocess.run(
+        [
+            *(Path(sysconfig.get_path("scripts")) / "umdev", "run", "--kernel", kernels.kernel("cloud").image),
+            *("--initrd", initrd, "--append", "console=ttyS0 quiet", "--memory", "256", "--limit", "150"),
+            *("--no-reboot", "edu", "mtty/mtty-1"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert "PCI_ID=1234:11E8" in done.stdout, done.stdout + done.stderr
+    assert "PCI_ID=4348:3253" in done.stdout
+    assert "the machine ended: reset" in done.stderr
+    assert done.returncode == 0
+
+
+def test_what_is_no_kernel(machine):
+    with pytest.raises(InvalidArgument, match="HdrS"):
+        boot_linux(machine, b"\0" * 4096)
+    with pytest.raises(InvalidArgument, match="too little"):
+        boot_linux(machine, kernels.kernel("cloud").image.read_bytes())
+    with pytest.raises(InvalidArgument, match="command line"):
+        boot_linux(machine, kernels.kernel("cloud").image.read_bytes(), command_line="x" * 5000)

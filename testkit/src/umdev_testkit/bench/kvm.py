@@ -1,0 +1,88 @@
+"""KVM rows: what an exit costs that a device answers.
+
+The payload of both machines reads a register again and again. The floor is the smallest loop around KVM_RUN that can
+answer it; the subject is the loop of `umdev_kvm.Machine` with the bench's device in a slot.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .device import COUNTER_C, COUNTER_PYTHON, BenchDevice
+from .measure import Pair
+from .native import ffi, lib, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["mmio_c", "mmio_python"]
+
+BATCH = 200
+BATCHES = 20
+BAR = 0xC000_0000
+ENTRY = 0x1_0000
+# again: mov ecx, BATCH; next: mov eax, [ebx]; dec ecx; jnz next; out 0xf4, eax; jmp again
+_LOOP = b"\xb9" + BATCH.to_bytes(4, "little") + b"\x8b\x03\x49\x75\xfb\xe7\xf4\xeb\xf2"
+
+
+@contextmanager
+def mmio_c() -> Iterator[Pair]:
+    """A 4-byte read answered by a C handler."""
+    with _reads(COUNTER_C) as pair:
+        yield pair
+
+
+@contextmanager
+def mmio_python() -> Iterator[Pair]:
+    """A 4-byte read answered by a Python handler."""
+    with _reads(COUNTER_PYTHON) as pair:
+        yield pair
+
+
+@contextmanager
+def _reads(register: int) -> Iterator[Pair]:
+    from umdev_kvm import Machine
+    from umdev_kvm._fast import ffi as kvm_ffi
+    from umdev_kvm._fast import lib as kvm
+
+    payload = b"\xbb" + (BAR + register).to_bytes(4, "little") + _LOOP
+    error = ffi.new("int *")
+    floor = lib.umdev_bench_kvm_new(payload, len(payload), error)
+    if floor == ffi.NULL:
+        raise OSError(-error[0], f"/dev/kvm: {os.strerror(-error[0])}")
+    with BenchDevice() as device, Machine(memory=1 << 20) as machine:
+        try:
+            machine.firmware.enable(machine.plug(device))
+            if machine.firmware.address(1, 0) != BAR:
+                raise RuntimeError("the bench's device is not where its payload looks for it")
+            machine.load(payload, address=ENTRY)
+            kvm.umdev_kvm_begin(machine.vm.pointer)
+            vcpu, event = machine.vm.vcpu(0), kvm_ffi.new("umdev_kvm_event *")
+
+            def subject() -> Sequence[float]:
+                times, before = [], None
+                for _ in range(BATCHES):
+                    start = time.perf_counter_ns()
+                    kind = kvm.umdev_kvm_vcpu_run(vcpu, event)
+                    times.append((time.perf_counter_ns() - start) / BATCH)
+                    _expect(kind == kvm.UMDEV_KVM_EXITED)
+                    _expect(before is None or (event.value - before) % 2**32 == BATCH)
+                    before = event.value
+                return times
+
+            yield Pair(
+                subject,
+                lambda: [duration / BATCH for duration in timed(lib.umdev_bench_kvm_reads, floor, count=BATCHES)],
+            )
+        finally:
+            machine.close()
+            lib.umdev_bench_kvm_free(floor)
+
+
+def _expect(condition: bool) -> None:
+    """Every read reached the handler: else the time says nothing."""
+    if not condition:
+        raise RuntimeError("the payload's reads did not all reach the device")
