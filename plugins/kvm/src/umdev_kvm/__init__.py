@@ -1,11 +1,11 @@
 """KVM for umdev: a machine of its own for payloads and Linux, and services that only the kernel has.
 
-    from umdev_kvm import Machine
+from umdev_kvm import Machine
 
-    with Machine(memory=16 << 20) as machine:
-        slot = machine.plug(device)
-        machine.load(payload, mode="protected")
-        outcome = machine.run(limit=5)
+with Machine(memory=16 << 20) as machine:
+    slot = machine.plug(device)
+    machine.load(payload, mode="protected")
+    outcome = machine.run(limit=5)
 """
 
 from .linux import boot_linux

@@ -75,7 +75,9 @@ def command(
     click.echo(f"the machine ended: {outcome}", err=True)
     if outcome.kind is OutcomeKind.TIME_LIMIT:
         return _STATUS_TIME_LIMIT
-    return int(outcome.kind is OutcomeKind.TRIPLE_FAULT) if outcome.kind is not OutcomeKind.EXIT else outcome.value & 255
+    return (
+        int(outcome.kind is OutcomeKind.TRIPLE_FAULT) if outcome.kind is not OutcomeKind.EXIT else outcome.value & 255
+    )
 
 
 def _create(name: str) -> Device:

@@ -94,7 +94,9 @@ class Processors:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            raise StateError(f"a device's handler has not returned for {JOIN_TIMEOUT} s: its processor can't be stopped")
+            raise StateError(
+                f"a device's handler has not returned for {JOIN_TIMEOUT} s: its processor can't be stopped"
+            )
         lib.umdev_kvm_drain(self._machine.vm.pointer)
 
     def _work(self, index: int) -> None:
