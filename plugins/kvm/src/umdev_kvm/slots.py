@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_MASK, GuestPhys, HostVirt
-from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound
+from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound, StateError
 
 from ._fast import lib
 from .vm import CAP_NR_MEMSLOTS, failure
@@ -23,6 +23,8 @@ READ_ONLY = 2
 """linux/kvm.h: KVM_MEM_READONLY. Loads pass; a store leaves the guest, and reaches what the dispatch table says."""
 LOG_DIRTY = 1
 """KVM_MEM_LOG_DIRTY_PAGES."""
+STOP_SECONDS = 3
+"""How long a batch waits for processors to leave the guest; microseconds are usual."""
 _CALL = "KVM_SET_USER_MEMORY_REGION"
 
 
@@ -127,9 +129,16 @@ class MemorySlots:
 
         Any thread, a device's handler in a processor's own thread included; batches exclude each other. A failure in
         the block undoes what the batch did, as far as the kernel lets it, and passes on.
+
+        Raises: StateError when a processor does not leave: it waits for a notification of a page write, which waits for
+        a device lock that the caller holds. Nothing has changed then.
         """
         with self._lock:
-            lib.umdev_kvm_stop(self._vm.pointer)
+            if lib.umdev_kvm_stop_within(self._vm.pointer, STOP_SECONDS):
+                raise StateError(
+                    f"a processor has not left the guest within {STOP_SECONDS} s: one that stores to a page in TRAP mode "
+                    "waits for its notification. Change memory slots without the device lock, in a thread of your own"
+                )
             batch = SlotBatch(self)
             try:
                 yield batch

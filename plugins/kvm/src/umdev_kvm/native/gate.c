@@ -3,6 +3,7 @@
 #include "internal.h"
 
 #include <signal.h>
+#include <time.h>
 
 /* A signal whose handler does nothing: it only interrupts KVM_RUN. The last real-time ones are least used. */
 #define KICK (SIGRTMAX - 3)
@@ -69,15 +70,38 @@ static bool anybody_inside(const umdev_kvm *machine)
     return false;
 }
 
-void umdev_kvm_stop(umdev_kvm *machine)
+/* `until` NULL: for ever. */
+static int stop(umdev_kvm *machine, const struct timespec *until)
 {
+    int error = 0;
     pthread_mutex_lock(&machine->gate_mutex);
     atomic_fetch_add(&machine->gate, 1);
     for (uint32_t i = 0; i < machine->vcpu_count; i++)
         kick(machine->vcpus[i]);
-    while (anybody_inside(machine))
-        pthread_cond_wait(&machine->gate_changed, &machine->gate_mutex);
+    while (!error && anybody_inside(machine))
+        error = until ? pthread_cond_clockwait(&machine->gate_changed, &machine->gate_mutex, CLOCK_MONOTONIC, until)
+                      : pthread_cond_wait(&machine->gate_changed, &machine->gate_mutex);
+    if (error && anybody_inside(machine)) {
+        atomic_fetch_sub(&machine->gate, 1);
+        pthread_cond_broadcast(&machine->gate_changed);
+    } else {
+        error = 0;
+    }
     pthread_mutex_unlock(&machine->gate_mutex);
+    return -error;
+}
+
+void umdev_kvm_stop(umdev_kvm *machine)
+{
+    stop(machine, NULL);
+}
+
+int umdev_kvm_stop_within(umdev_kvm *machine, uint32_t seconds)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += seconds;
+    return stop(machine, &until);
 }
 
 void umdev_kvm_resume(umdev_kvm *machine)

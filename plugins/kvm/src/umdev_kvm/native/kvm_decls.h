@@ -118,6 +118,9 @@ int umdev_kvm_vcpu_prefault(umdev_kvm_vcpu *vcpu, uint64_t guest, uint64_t lengt
 /* Stops nest. When stop returns no processor is in the guest; those that leave handlers wait at the door. A stop from a
  * handler, in a processor's own thread, is fine. */
 void umdev_kvm_stop(umdev_kvm *machine);
+/* The same, but -ETIMEDOUT and nothing has changed if one does not leave: it may wait inside the kernel for something
+ * that the caller holds. */
+int umdev_kvm_stop_within(umdev_kvm *machine, uint32_t seconds);
 void umdev_kvm_resume(umdev_kvm *machine);
 /* Make every run return UMDEV_KVM_STOPPED, now and until `begin`; processors that wait at the door included. */
 void umdev_kvm_end(umdev_kvm *machine);
