@@ -232,7 +232,7 @@ class Served:
     def _run(self) -> None:
         try:
             self.server.run()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by close()
             self.failure = error
 
     def connect(self, *, negotiate: bool = True) -> Raw:

@@ -22,6 +22,7 @@ from .protocol.version import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from struct import Struct
 
 INFO_ROOM = 1 << 16
 """Bytes of reply to GET_REGION_INFO: 4,000 areas."""
@@ -216,7 +217,7 @@ class VfioUserFunction(Function):
         )
 
 
-def _unpack(form: layout.Struct, reply: bytes, start: int = 0) -> tuple[int, ...]:
+def _unpack(form: Struct, reply: bytes, start: int = 0) -> tuple[int, ...]:
     if start < 0 or start + form.size > len(reply):
         raise ProtocolError(f"a reply with {len(reply)} bytes, where {start + form.size} are needed")
     fields: tuple[int, ...] = form.unpack_from(reply, start)

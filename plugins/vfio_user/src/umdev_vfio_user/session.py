@@ -109,9 +109,11 @@ class Session:
             if message.command != Command.VERSION:
                 raise ProtocolError(f"command {message.command} before VERSION")
             return self._version(message)
+        if message.command == Command.VERSION:
+            raise Refused(errno.EINVAL, "VERSION again")
         request = decode_request(message, FROM_CLIENT)
         serve = self._answers.get(type(request))
-        if serve is None:  # a second VERSION; accesses never come here
+        if serve is None:  # C serves the accesses
             raise Refused(errno.EINVAL, f"command {message.command} has no place here")
         return request, serve(request)
 
