@@ -88,6 +88,7 @@ static void check_bus_master(struct edu *edu)
     set_command(edu, PCI_COMMAND_MEMORY);
     edu_dma(edu->bar, edu->address, EDU_DMA_TO_GUEST);
     fact("unmastered-page-changed", "%u", difference(edu->page, before));
+    memcpy(edu->page, before, EDU_PAGE);
     edu_dma(edu->bar, edu->address, 0);
     set_command(edu, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     edu_dma(edu->bar, edu->address, EDU_DMA_TO_GUEST);
