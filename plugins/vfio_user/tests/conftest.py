@@ -117,7 +117,9 @@ class Sample(Device):
     ports = IoBar(5, Ports, size=16)
     errors: State[list[str]] = State(list, save=False)
     resets: State[list[str]] = State(list, save=False)
-    kinds: list[ResetKind]
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.resets.append(kind.name)
 
     def fetch(self) -> int:
         """The word at `address`, or all ones."""

@@ -161,6 +161,15 @@ def test_reset(raw, memfd: int, irq: int) -> None:
     assert raw.unmap(0, 0x1000) == 0
 
 
+def test_model_that_fails_in_reset(raw, device) -> None:
+    """The client hears of it, and goes on."""
+    device.on_reset = lambda kind: 1 / 0
+    assert raw.call(13) == (errno.EIO, b"", [])
+    del device.on_reset
+    assert raw.call(13)[0] == 0
+    assert device.resets[-1] == "FLR"
+
+
 # DMA maps.
 
 

@@ -7,10 +7,11 @@ import logging
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Literal, Self
 
 from umdev.bus import Attachment, ResetKind, api_address
-from umdev.errors import Disconnected, InvalidArgument, ProtocolError, StateError, TransportError
+from umdev.errors import InvalidArgument, StateError, TransportError
 
 from . import link as links
 from . import sockets
@@ -28,6 +29,9 @@ log = logging.getLogger("umdev.vfio_user")
 CONFIG_REGION = 7
 REPLY_TIMEOUT = 5.0
 """Seconds that DMA by message waits for the client."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds before another try when a connection can't be accepted."""
 
 
 class Server:
@@ -177,23 +181,33 @@ class Server:
             ready = dict(waiting.poll())
             if self._listener.fileno() not in ready or self._stopping:
                 continue
-            client, _ = self._listener.accept()
-            try:
-                sockets.check_peer(client)
-            except TransportError as error:
-                log.warning("%s: %s", self.device, error)
-                client.close()
-                continue
-            return client
+            if (accepted := self._accept(self._listener)) is not None:
+                return accepted
         return None
+
+    def _accept(self, listener: socket.socket) -> socket.socket | None:
+        """The client that knocks; None if it may not come in, or can't."""
+        try:
+            client, _ = listener.accept()
+        except OSError as error:  # no descriptor left, most likely: it can wait
+            log.warning("%s: no connection: %s", self.device, error)
+            time.sleep(ACCEPT_PAUSE)
+            return None
+        try:
+            sockets.check_peer(client)
+        except TransportError as error:
+            log.warning("%s: %s", self.device, error)
+            client.close()
+            return None
+        return client
 
     def _serve(self, client: socket.socket) -> None:
         self.clients += 1
         self._link.connect(client.detach())
         session = Session(self.attachment, self._link, vector_state=self._vector_state)
         self._link.log(f"CONNECTED client={self.clients}")
-        self.attachment.run()
         try:
+            self.attachment.run()
             self._loop(session)
         finally:
             self._link.log("DISCONNECTED")
@@ -214,7 +228,7 @@ class Server:
                 return
             try:
                 session.answer(outcome.message)
-            except (ProtocolError, Disconnected) as error:
+            except TransportError as error:  # gone, too slow to take an answer, or against the protocol
                 log.warning("%s: %s", self.device, error)
                 return
 

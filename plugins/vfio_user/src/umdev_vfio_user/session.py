@@ -83,26 +83,31 @@ class Session:
 
         Raises: ProtocolError when the connection must end; Disconnected, TransportError.
         """
-        request: Request | None = None
         try:
             try:
                 request, reply = self._serve(message)
             except UmdevError as error:
-                # What the client asked for is its own business; what breaks the protocol ends the connection.
-                code = error.errno or errno.EIO
-                self.link.log(describe(message, request, refusal(code)))
-                self.link.send(Connection.reply(message, error=code))
+                self._refuse(message, error.errno or errno.EIO)
+                # What a client asks for in vain is its own business; what breaks the protocol ends the connection.
                 if isinstance(error, ProtocolError) and not isinstance(error, Refused):
                     raise
                 log.debug("%s: %s", self.attachment.device, error)
+            except Exception:  # a model's reset or on_unmap may raise anything, and the client must get its answer
+                log.exception("%s: message %d failed", self.attachment.device, message.command)
+                self._refuse(message, errno.EIO)
             else:
-                self.link.log(describe(message, request, "ok"))
-                self.link.send(
-                    Connection.reply(message, reply.payload), reply.descriptors if message.wants_reply else ()
-                )
+                if self.link.logging:
+                    self.link.log(describe(message, request, "ok"))
+                data = Connection.reply(message, reply.payload)
+                self.link.send(data, reply.descriptors if data else ())
         finally:
             for descriptor in message.descriptors:
                 os.close(descriptor)
+
+    def _refuse(self, message: Message, code: int) -> None:
+        if self.link.logging:
+            self.link.log(describe(message, None, refusal(code)))
+        self.link.send(Connection.reply(message, error=code))
 
     def _serve(self, message: Message) -> tuple[Request, Answer]:
         if self.client is None:

@@ -12,7 +12,7 @@ import threading
 from umdev.device import Block, Device, DmaError, Interrupts, IoBar, MemoryBar, PciId, Register, Register64, Window
 from umdev_vfio_user import Server
 
-REPLY_TIMEOUT = 0.01
+REPLY_TIMEOUT = 0.001
 """Seconds: a client that does not answer DMA must not hold the others of its messages for longer."""
 
 

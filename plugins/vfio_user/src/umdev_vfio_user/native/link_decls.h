@@ -28,7 +28,7 @@ enum umdev_link_region_flag {
 };
 
 /* How the client lays out DMA_READ and DMA_WRITE: the specification has a 64-bit count and data at offset 32,
- * QEMU 10.1 to 11.1 a 32-bit count and data at offset 28. */
+ * QEMU 10.1 a 32-bit count and data at offset 28. QEMU 11.1.3 does as specified. */
 enum umdev_link_layout {
     UMDEV_LINK_UNKNOWN = 0,
     UMDEV_LINK_SPECIFIED = 1,
