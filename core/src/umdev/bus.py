@@ -8,6 +8,7 @@ from .memory.address_space import AddressSpace
 from .memory.mapping import Mapping
 from .pci.interrupts import InterruptPort, VectorState
 from .pci.reset import ResetKind
+from .plugins import Row
 from .services import (
     Area,
     Decline,
@@ -41,6 +42,7 @@ __all__ = [
     "ProtectMode",
     "Protection",
     "ResetKind",
+    "Row",
     "Service",
     "Translator",
     "Trap",

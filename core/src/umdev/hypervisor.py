@@ -5,6 +5,7 @@ from .attach import Attachment
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
 from .memory.mapping import Mapping
+from .plugins import Row
 from .services import (
     Decline,
     MemoryMapper,
@@ -31,6 +32,7 @@ __all__ = [
     "PageWrite",
     "ProtectMode",
     "Protection",
+    "Row",
     "Service",
     "Translator",
     "hookimpl",
