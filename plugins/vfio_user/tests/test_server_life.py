@@ -351,6 +351,17 @@ def test_wire_log(serve, tmp_path: Path, memfd: int) -> None:
     assert lines[6:] == ["REGION_WRITE id=0 region=0 offset=0x4 count=4 data=01020304 no-reply", "DISCONNECTED"]
 
 
+def test_wire_log_of_dma_by_message(device, tmp_path: Path) -> None:
+    log = tmp_path / "wire.log"
+    with bus.open_function(device, share_memory=False, wire_log=log) as function:
+        function.enable()
+        with function.allocate(4096) as buffer:
+            device.memory.write(buffer.address, bytes(100_000 % 4096))
+    lines = [line for line in log.read_text().splitlines() if line.startswith("DMA_W")]
+    at = f"address={buffer.address:#x}"
+    assert lines == [f"DMA_WRITE id=0 {at} count=0", f"DMA_WRITE id=1 {at} count={100_000 % 4096}"]
+
+
 def test_peer_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     check_peer(ours)

@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Link:
-    """`connect`, `run` and `disconnect` belong to one thread; everything else may be called from any."""
+    """`connect`, `run`, `send` and `disconnect` belong to one thread; everything else may be called from any."""
 
     def __init__(self, api: int, device: int) -> None:
         """Addresses of the process's `umdev_api` and of the `umdev_device`.

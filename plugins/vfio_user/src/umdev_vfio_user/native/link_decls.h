@@ -1,8 +1,8 @@
 /* The server's end of a vfio-user connection, without a directive: cffi reads this too.
  * A link lives as long as the device is served; clients come and go on it.
  *
- * Threads: `run`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `send`, `log` and `stop`
- * may be called from any thread. Functions return 0 or a negative errno unless they say otherwise.
+ * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `log` and `stop` may be
+ * called from any thread. Functions return 0 or a negative errno unless they say otherwise.
  */
 typedef struct umdev_link umdev_link;
 

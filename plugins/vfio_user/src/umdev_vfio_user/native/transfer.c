@@ -142,6 +142,8 @@ static int exchange(umdev_link *link, uint16_t command, uint64_t iova, uint8_t *
     link->request.answered = 1; /* what comes now is late */
     link->request.into = NULL;
     pthread_mutex_unlock(&link->mutex);
+    if (atomic_load_explicit(&link->logging, memory_order_relaxed))
+        link_log_transfer(link, &header, iova, count, status);
     return status;
 }
 
