@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.guest
 
 BDF = "0000:00:01.0"
-SYSFS = f"edu_sysfs {BDF} registers dma level bus-master reset"
+SYSFS = f"edu_sysfs {BDF} registers posted dma level bus-master reset"
 RESET = {
     "flr": "done",
     "flr-during-dma": "1",
@@ -43,6 +43,7 @@ def expected_on_sysfs(seen, ours):
         "ident": "010000ed",
         "liveness": "1",
         "factorial": str(479001600),
+        "posted-wrong": "0",
         "page-differs-before": "1",
         "dma-bytes-wrong": "0",
         "level": "10",
@@ -68,7 +69,10 @@ def test_memory_by_message(umdev, linux_guest, program, facts, tmp_path):
     assert seen == expected_on_sysfs(seen, ours=True)
     umdev.verify()
     umdev.stop_all()  # writes the log's rest
-    assert {"DMA_READ", "DMA_WRITE"} < {line.split()[0] for line in wire_log.read_text().splitlines()}
+    messages = wire_log.read_text().splitlines()
+    assert {"DMA_READ", "DMA_WRITE"} < {message.split()[0] for message in messages}
+    posted = [message for message in messages if message.endswith("no-reply")]
+    assert len(posted) > 20_000
 
 
 def test_vfio(edu, linux_guest, program, facts):
