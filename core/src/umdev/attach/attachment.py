@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import threading
 from dataclasses import replace
@@ -146,25 +147,36 @@ class Attachment:
     def detach(self, kind: ResetKind | None = ResetKind.CLIENT_LOST) -> None:
         """Take the driver's side away: every map, pin, view, eventfd and service of it is released.
 
-        `kind` is the reset that the device gets; None keeps its state for the next driver.
+        `kind` is the reset that the device gets; None keeps its state for the next driver. What a model or an add-on
+        raises passes through when that is done.
         """
         with self._guard:
             self._expect("detach", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
             self.native.set_gone(True)
-            if kind is not None:
-                self.device.reset(kind)
-            self._release()
-            plugins().tell("umdev_detached", attachment=self)
+            with contextlib.ExitStack() as always:
+                always.callback(plugins().tell, "umdev_detached", attachment=self)
+                always.callback(self._release)
+                if kind is not None:
+                    self.device.reset(kind)
 
     def remove(self) -> None:
-        """Detach if need be, and close the device. May be called twice."""
+        """Detach if need be, and close the device. May be called twice.
+
+        What a model or an add-on raises passes through when that is done.
+
+        Raises: StateError from the device's own handlers and work: it is detached then.
+        """
         with self._guard:
             if self._state is AttachmentState.REMOVED:
                 return
-            if self._state is not AttachmentState.DETACHED:
-                self.detach()
-            self._state = AttachmentState.REMOVED
-            self.device.close()
+            try:
+                with contextlib.ExitStack() as always:
+                    always.callback(self.device.close)
+                    if self._state is not AttachmentState.DETACHED:
+                        self.detach()
+            finally:
+                if self.device.closed:
+                    self._state = AttachmentState.REMOVED
 
     def _release(self) -> None:
         self.memory.unmap_all()

@@ -52,7 +52,11 @@ class Region:
         native.add_region(index, self.size)
         native.set_layout(index, self.layout.pointer, storage, self)
         self.block: Block[Any] = declaration.block(owner, self, 0, self.name)
-        self._make_windows()
+        try:
+            self._make_windows()
+        except BaseException:
+            self.close()
+            raise
         self.reset(windows=False)
 
     def __repr__(self) -> str:

@@ -90,13 +90,14 @@ class LoopbackFunction(Function):
         return self.attachment.interrupts.vectors(index)
 
     def connect_irq(self, index: int, descriptors: Sequence[int]) -> None:
-        """Signal eventfds. Raises: InvalidArgument."""
+        """Signal eventfds; vectors beyond them signal nothing any more. Raises: InvalidArgument."""
         self._expect_open()
         if len(descriptors) > self.irq_count(index):
             raise InvalidArgument(
                 f"{self} has {self.irq_count(index)} vectors of index {index}, not {len(descriptors)}"
             )
-        for vector, descriptor in enumerate(descriptors):
+        disconnected = [-1] * (self.irq_count(index) - len(descriptors))
+        for vector, descriptor in enumerate([*descriptors, *disconnected]):
             self.attachment.interrupts.connect(index, vector, descriptor)
 
     def disable_irq(self, index: int) -> None:
@@ -119,9 +120,11 @@ class LoopbackFunction(Function):
     def close(self) -> None:
         """Detach the device, with a reset as for a lost client. Buffers that were not freed end here."""
         with self._closing:
-            if self.attachment.state is not AttachmentState.DETACHED:
-                self.attachment.detach()
-            self.guest.close()
+            try:
+                if self.attachment.state is not AttachmentState.DETACHED:
+                    self.attachment.detach()
+            finally:
+                self.guest.close()
 
     def protector(self, mode: ProtectMode) -> PageProtector:
         """For the bus's hook: reports stores through this function's mapping of guest memory. Raises: ProtectError."""

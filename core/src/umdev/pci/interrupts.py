@@ -262,7 +262,7 @@ class InterruptPort:
     def install(self, native: NativeDevice, regions: Mapping[int, _HasSize]) -> None:
         """Lay MSI-X table and pending bits over their BAR; `regions` has the BARs by index.
 
-        Raises: DeclarationError where they do not fit.
+        Raises: DeclarationError where they do not fit, or something else is there.
         """
         for capability in self.capabilities:
             if isinstance(capability, Msix):
@@ -273,7 +273,10 @@ class InterruptPort:
                     (place.table_offset, place.table_length, "umdev_irq_msix_table"),
                     (place.pba_offset, place.pba_length, "umdev_irq_msix_pba"),
                 ):
-                    native.overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
+                    try:
+                        native.overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
+                    except InvalidArgument as error:
+                        raise DeclarationError(f"the MSI-X structures need room of their own: {error}") from error
 
     def reset(self) -> None:
         """Sources low, nothing pending, the MSI-X table as after power-on. Connections and client masks stay."""
