@@ -399,7 +399,7 @@ def test_arming_in_c_reports_the_first_bad_page():
     failed = ffi.new("uint64_t *")
     assert lib.umdev_protect_client_arm(client, ffi.new("uint64_t[]", [0x1000]), 1, failed) == -14
     assert failed[0] == 0x1000
-    lib.umdev_protect_client_close(client)
+    lib.umdev_protect_client_free(client)
     lib.umdev_protector_free(native)
 
 

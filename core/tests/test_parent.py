@@ -1,9 +1,9 @@
 """Parents: types, instances, creation and its errors."""
 
 import gc
-import os
 import threading
 import uuid
+from pathlib import Path
 
 import pytest
 from umdev.device import (
@@ -137,9 +137,9 @@ class TableInRam(WithRam):
 )
 def test_a_device_that_can_not_be_made_leaves_nothing(kind, error):
     gc.collect()  # what earlier tests left
-    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     for _ in range(3):
         with pytest.raises(error):
             kind()
     gc.collect()  # Python's mmap keeps a descriptor of its own
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before

@@ -86,7 +86,8 @@ class GuestProtector:
     # For UserfaultProtector.
 
     def client(self, mode: ProtectMode, device: Any, notify: Any, context: Any) -> Any:
-        """A `umdev_protect_client *` of a mode; C plugins may pass their own `umdev_page_notify`.
+        """A `umdev_protect_client *` of a mode, to be freed by the caller; C plugins may pass their own
+        `umdev_page_notify`.
 
         The userfaultfd is opened by the first client, and opened anew when TRAP is asked for after TRACK.
 
@@ -167,7 +168,10 @@ class UserfaultProtector:
         self._handle = ffi.new_handle(self)
         self._native = native
         device = ffi.NULL if native is None else native.pointer
-        self._client: Any = guest.client(mode, device, lib.umdev_protect_notify, self._handle)
+        # Freed when the last thread that is in a call has left it, closed before.
+        self._client: Any = ffi.gc(
+            guest.client(mode, device, lib.umdev_protect_notify, self._handle), lib.umdev_protect_client_free
+        )
         _open_clients.add(self)
         self._cancel = memory.on_unmap(self._unmapped, late=True)
 
@@ -184,7 +188,8 @@ class UserfaultProtector:
     @property
     def pages(self) -> int:
         """Pages armed (TRAP) or watched (TRACK) now."""
-        return 0 if self._client is None else int(lib.umdev_protect_client_pages(self._client))
+        client = self._client
+        return 0 if client is None else int(lib.umdev_protect_client_pages(client))
 
     def protect(self, pages: Sequence[Iova], notify: Callable[[PageWrite], None] | None = None) -> None:
         """Arm pages in one batch; those armed already stay so, with the new `notify`. After an error none is new.
@@ -264,9 +269,10 @@ class UserfaultProtector:
             notify(write)
 
     def _opened(self) -> Any:
-        if self._client is None:
+        client = self._client
+        if client is None:
             raise StateError("the protector is closed")
-        return self._client
+        return client
 
     def _locate(self, page: Iova) -> int:
         if page & PAGE_MASK:
@@ -294,9 +300,10 @@ class UserfaultProtector:
         self._disarm(sorted(gone))
 
     def _disarm(self, addresses: list[int]) -> None:
-        if addresses and self._client is not None:
+        client = self._client
+        if addresses and client is not None:
             native = ffi.new("uint64_t[]", addresses)
-            lib.umdev_protect_client_disarm(self._client, native, len(addresses))
+            lib.umdev_protect_client_disarm(client, native, len(addresses))
 
 
 @ffi.def_extern(name="umdev_protect_notify")  # type: ignore[untyped-decorator]  # cffi's handles are untyped

@@ -206,6 +206,7 @@ umdev_protect_client *umdev_protect_client_new(umdev_protector *protector, int m
     client->device = device;
     client->notify = notify;
     client->context = context;
+    client->references = 1;
     pthread_mutex_lock(&protector->lock);
     protector->references++;
     client->next = protector->clients;
@@ -225,14 +226,12 @@ static void client_drop(umdev_protect_client *client, int slot, uint64_t page, s
         umdev_protect_run_add(run, client->protector->ranges[slot].address + page * UMDEV_PAGE);
 }
 
-void umdev_protect_client_close(umdev_protect_client *client)
+/* With the lock held, which is dropped while a notification runs. */
+static void client_shut(umdev_protect_client *client)
 {
-    if (!client)
-        return;
     umdev_protector *protector = client->protector;
-    pthread_mutex_lock(&protector->lock);
-    client->closed = true;
     bool inside = protector->served && pthread_equal(pthread_self(), protector->thread);
+    client->closed = true;
     /* A notification holds the device lock: whoever holds that lock has none to wait for. */
     while (client->notifying && !inside)
         pthread_cond_wait(&protector->quiet, &protector->lock);
@@ -246,11 +245,33 @@ void umdev_protect_client_close(umdev_protect_client *client)
     }
     umdev_protect_run_flush(&run);
     umdev_protect_client **link = &protector->clients;
-    while (*link != client)
+    while (*link && *link != client)
         link = &(*link)->next;
-    *link = client->next;
-    if (!client->notifying)
-        free(client); /* else the thread does, when the notification returns */
+    if (*link)
+        *link = client->next;
+}
+
+void umdev_protect_client_close(umdev_protect_client *client)
+{
+    pthread_mutex_lock(&client->protector->lock);
+    client_shut(client);
+    pthread_mutex_unlock(&client->protector->lock);
+}
+
+void umdev_protect_client_unref(umdev_protect_client *client)
+{
+    if (--client->references == 0)
+        free(client);
+}
+
+void umdev_protect_client_free(umdev_protect_client *client)
+{
+    if (!client)
+        return;
+    umdev_protector *protector = client->protector;
+    pthread_mutex_lock(&protector->lock);
+    client_shut(client);
+    umdev_protect_client_unref(client);
     umdev_protect_unref(protector);
 }
 

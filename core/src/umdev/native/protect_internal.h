@@ -35,6 +35,7 @@ struct umdev_protect_client {
     int mode;
     bool closed;
     bool notifying;
+    uint32_t references; /* the owner's, and one while notifying */
     uint64_t watching; /* bits set in `watched` */
     struct umdev_protect_bits bits[UMDEV_PROTECT_RANGES_MAX];
 };
@@ -64,6 +65,7 @@ UMDEV_PROTECT_HIDDEN int umdev_protect_find(const umdev_protector *protector, ui
 /* Whether some client still waits for a store to the page. */
 UMDEV_PROTECT_HIDDEN bool umdev_protect_wanted(const umdev_protector *protector, int slot, uint64_t page);
 UMDEV_PROTECT_HIDDEN int umdev_protect_serve(umdev_protector *protector); /* starts the thread */
+UMDEV_PROTECT_HIDDEN void umdev_protect_client_unref(umdev_protect_client *client);
 UMDEV_PROTECT_HIDDEN void umdev_protect_unref(umdev_protector *protector); /* unlocks; may free */
 
 static inline bool umdev_bit(const uint64_t *bits, uint64_t index)

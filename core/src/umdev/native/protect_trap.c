@@ -10,8 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* With the protector's lock held; false when the client was closed while we waited. Polled rather than waited for, so
- * that a device whose clients are closed is never touched again. */
+/* With the protector's lock held; false when the client was closed, or the protector is being freed, while we waited.
+ * Polled rather than waited for, so that a device whose clients are closed is never touched again. */
 static bool client_enter(umdev_protector *protector, umdev_protect_client *client)
 {
     for (unsigned tries = 0; client->device && !umdev_device_trylock(client->device); tries++) {
@@ -22,7 +22,7 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
         else
             nanosleep(&pause, NULL);
         pthread_mutex_lock(&protector->lock);
-        if (client->closed)
+        if (client->closed || protector->lost)
             return false;
     }
     return true;
@@ -32,6 +32,7 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
 static void client_tell(umdev_protector *protector, umdev_protect_client *client, uint64_t address)
 {
     client->notifying = true;
+    client->references++;
     if (client_enter(protector, client)) {
         protector->serving = address;
         umdev_device *device = client->device;
@@ -43,14 +44,7 @@ static void client_tell(umdev_protector *protector, umdev_protect_client *client
         protector->serving = 0;
     }
     client->notifying = false;
-    if (client->closed) {
-        /* Closed by someone who waits for `quiet` (still in the list), or who could not wait. */
-        umdev_protect_client *listed = protector->clients;
-        while (listed && listed != client)
-            listed = listed->next;
-        if (!listed)
-            free(client);
-    }
+    umdev_protect_client_unref(client);
     pthread_cond_broadcast(&protector->quiet);
 }
 
