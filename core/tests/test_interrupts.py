@@ -1,5 +1,6 @@
 """The interrupt port: what a model raises, what a bus connects, what a reset leaves."""
 
+import ctypes
 import os
 import select
 from pathlib import Path
@@ -310,3 +311,16 @@ def test_install_lays_the_structures_over_the_bar():
     assert len(native.overlays) == 2
     with pytest.raises(DeclarationError, match="BAR 4 of 0x10000 bytes"):
         make_port(msix=3, msix_bar=4, msix_table_offset=0x10000).install(native, {4: Bar()})
+
+
+def test_a_bus_may_follow_the_level_of_the_pin(event):
+    levels = []
+    listener = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(lambda _, level: levels.append(level))
+    port = InterruptPort(Interrupts(intx=True))
+    port.on_level(ffi.cast("umdev_level_listener", ctypes.cast(listener, ctypes.c_void_p).value))
+    port.raise_()
+    port.lower()
+    port.raise_()
+    port.disconnect_all()
+    port.lower()
+    assert levels == [1, 0, 1]

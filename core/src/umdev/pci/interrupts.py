@@ -212,6 +212,14 @@ class InterruptPort:
             lib.umdev_irq_connect_unmask(self._irq, *self._place(index, vector), descriptor), index, vector, descriptor
         )
 
+    def on_level(self, listener: Any, context: Any = ffi.NULL) -> None:
+        """For buses that drive INTx as a level: a C `umdev_level_listener` (irq_decls.h) and its context, or NULL.
+
+        It is called with each change of the pin, gates included, and at once when that is high; `disconnect_all` ends
+        it. It must neither wait nor call this port.
+        """
+        lib.umdev_irq_on_level(self._irq, listener, context)
+
     def mask(self, index: int, vector: int) -> None:
         """Hold the vector back: a message pends, a level waits. Raises: InvalidArgument."""
         lib.umdev_irq_mask(self._irq, *self._place(index, vector))
