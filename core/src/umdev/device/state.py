@@ -119,7 +119,7 @@ def _plain(value: object, path: str) -> object:
     raise SaveError(f"{path} is a {type(value).__name__}, which can't be saved: keep plain data, or declare save=False")
 
 
-def _like(saved: Any, present: object) -> Any:
+def _like(saved: Any, present: Any) -> Any:
     """`saved` in the container types of `present`, as far as that goes."""
     if isinstance(present, dict) and isinstance(saved, Mapping):
         return {key: _like(value, present.get(key)) for key, value in saved.items()}
@@ -127,9 +127,9 @@ def _like(saved: Any, present: object) -> Any:
     if kind not in _MADE_OF or not isinstance(saved, _MADE_OF[kind]):
         return saved
     if isinstance(present, (list, tuple, deque)):
-        models: Iterator[object] = chain(present, repeat(None))
+        models = chain(present, repeat(None))
         saved = [_like(item, next(models)) for item in saved]
-    return deque(saved, present.maxlen) if isinstance(present, deque) else kind(saved)  # type: ignore[call-arg]  # a container
+    return deque(saved, present.maxlen) if isinstance(present, deque) else kind(saved)
 
 
 _MADE_OF: Mapping[type, type] = {bytearray: bytes, list: list, tuple: list, deque: list, set: list, frozenset: list}
