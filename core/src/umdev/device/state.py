@@ -127,7 +127,7 @@ def _like(saved: Any, present: Any) -> Any:
     if kind not in _MADE_OF or not isinstance(saved, _MADE_OF[kind]):
         return saved
     if isinstance(present, (list, tuple, deque)):
-        models = chain(present, repeat(None))
+        models = chain(list(present), repeat(None))
         saved = [_like(item, next(models)) for item in saved]
     return deque(saved, present.maxlen) if isinstance(present, deque) else kind(saved)
 
