@@ -138,6 +138,7 @@ def test_detach_takes_the_drivers_side_away(device, attachment):
     os.ftruncate(memory, 1 << 20)
     attachment.memory.map(0, 1 << 20, descriptor=memory)
     os.close(memory)
+    gc.collect()  # what earlier tests left
     before = descriptors()
     attachment.interrupts.connect(0, 0, event := os.eventfd(0))
     assert descriptors() == before + 2
@@ -287,6 +288,24 @@ def test_a_kept_device_keeps_its_state(device, attachment):
     again.run()
     again.detach(ResetKind.CLIENT_LOST)
     assert device.bar0.value.value == 0
+
+
+def test_plugins_hear_of_changed_memory(attachment, monkeypatch):
+    told = []
+    monkeypatch.setattr(plugins(), "tell", lambda hook, **arguments: told.append((hook, *arguments.values())))
+    attachment.attach()
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 1 << 20)
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    attachment.memory.unmap(0, 1 << 20)
+    attachment.memory.unmap(0, 1 << 20)  # nothing there: no change
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    attachment.detach(None)
+    changed = ("umdev_memory_changed", attachment)
+    assert told == [("umdev_attached", attachment), *[changed] * 4, ("umdev_detached", attachment)]
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    assert told[-1][0] == "umdev_detached", "nobody is attached any more"
+    os.close(memory)
 
 
 def test_quiesce_stops_work(attachment, device):

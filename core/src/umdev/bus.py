@@ -12,6 +12,7 @@ from .plugins import Row
 from .services import (
     Area,
     Decline,
+    Doorbell,
     InterruptSink,
     MemoryMapper,
     PagePinner,
@@ -31,6 +32,7 @@ __all__ = [
     "AttachmentState",
     "BoundServices",
     "Decline",
+    "Doorbell",
     "InterruptPort",
     "InterruptSink",
     "Mapping",

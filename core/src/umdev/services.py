@@ -43,6 +43,19 @@ class Area:
 
 
 @dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A register that the driver may ring without a trap: `width` bytes at `offset` of a region.
+
+    `value`: the stores that ring are those of this value; None: all. What KVM calls an ioeventfd.
+    """
+
+    region: int
+    offset: RegionOffset
+    width: int
+    value: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PageWrite:
     """A store that a protector reports. `value`, `width` are set in EMULATE mode only."""
 

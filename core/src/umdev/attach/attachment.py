@@ -56,6 +56,7 @@ class Attachment:
         self.on_bar_moved: Callable[[int, int], None] | None = None
         """Called with (region index, address) under the device lock, for buses that place BARs themselves."""
         self._passed: frozenset[Area] | None = None
+        self._unwatch: Callable[[], None] = lambda: None
         self._state = AttachmentState.DETACHED
         self._guard = threading.RLock()
 
@@ -109,6 +110,7 @@ class Attachment:
                 self._passed = self.services.passthroughs()
                 self.services.interrupts()
                 self.services.announce_mapper()
+                self._unwatch = self.memory.on_change(self._memory_changed)
                 self._state = AttachmentState.ATTACHED
                 plugins().tell("umdev_attached", attachment=self)
             except BaseException:
@@ -178,8 +180,12 @@ class Attachment:
                 if self.device.closed:
                     self._state = AttachmentState.REMOVED
 
+    def _memory_changed(self) -> None:
+        plugins().tell("umdev_memory_changed", attachment=self)
+
     def _release(self) -> None:
         self.memory.unmap_all()
+        self._unwatch()
         self.interrupts.disconnect_all()
         self.interrupts.set_policy(VectorState.CORE)
         self.services.close()

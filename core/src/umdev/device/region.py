@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from umdev._native import ffi
 from umdev.addresses import PAGE_MASK, RegionOffset
 from umdev.errors import SaveError, StateError
-from umdev.services import Area
+from umdev.services import Area, Doorbell
 
 from .bars import Bar, Rom
 from .layout import Layout, Slot
@@ -93,6 +93,15 @@ class Region:
         slot = self.layout.slots[self.layout.by_offset[offset]]
         cell = slot.cell + element * slot.width
         return declaration.bind(path, self._cells[slot.width], cell // slot.width, self._address + cell)
+
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """What the driver may ring, in ascending order."""
+        return tuple(
+            Doorbell(self.index, RegionOffset(slot.offset + element * slot.stride), slot.width, value)
+            for slot, value in ((slot, slot.declaration.doorbell) for slot in self.layout.slots)
+            if value is not False
+            for element in range(slot.count)
+        )
 
     def handler(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
         """The method that handles an event, bound to its live block."""

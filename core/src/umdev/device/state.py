@@ -121,16 +121,24 @@ def _plain(value: object, path: str) -> object:
 
 def _like(saved: Any, present: Any) -> Any:
     """`saved` in the container types of `present`, as far as that goes."""
-    if isinstance(present, dict) and isinstance(saved, Mapping):
-        return {key: _like(value, present.get(key)) for key, value in saved.items()}
-    kind = type(present)
+    kind: Any = type(present)
     if kind not in _MADE_OF or not isinstance(saved, _MADE_OF[kind]):
         return saved
-    if isinstance(present, (list, tuple, deque)):
-        models = chain(list(present), repeat(None))
+    if kind is dict:
+        return {key: _like(value, present.get(key)) for key, value in saved.items()}
+    if kind in (list, tuple, deque):
+        models = chain(present, repeat(None))
         saved = [_like(item, next(models)) for item in saved]
-    return deque(saved, present.maxlen) if isinstance(present, deque) else kind(saved)
+    return deque(saved, present.maxlen) if kind is deque else kind(saved)
 
 
-_MADE_OF: Mapping[type, type] = {bytearray: bytes, list: list, tuple: list, deque: list, set: list, frozenset: list}
+_MADE_OF: Mapping[type, Any] = {
+    dict: dict,
+    bytearray: bytes,
+    list: list,
+    tuple: list,
+    deque: list,
+    set: list,
+    frozenset: list,
+}
 """What each container is saved as."""
