@@ -8,11 +8,12 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import StateError
+from ..errors import InvalidArgument, StateError
 from ..pci.indexes import IrqIndex
 from ..pci.interrupts import VectorState
 from ..pci.reset import ResetKind
 from ..plugins import plugins
+from .doorbells import DoorbellWatch
 from .services import BoundServices
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..driver import RegionInfo
     from ..memory.address_space import AddressSpace
     from ..pci.interrupts import InterruptPort
-    from ..services import Area
+    from ..services import Area, Doorbell
 
 
 class AttachmentState(enum.Enum):
@@ -56,6 +57,7 @@ class Attachment:
         self.on_bar_moved: Callable[[int, int], None] | None = None
         """Called with (region index, address) under the device lock, for buses that place BARs themselves."""
         self._passed: frozenset[Area] | None = None
+        self._bells = DoorbellWatch(self.native)
         self._unwatch: Callable[[], None] = lambda: None
         self._state = AttachmentState.DETACHED
         self._guard = threading.RLock()
@@ -93,6 +95,29 @@ class Attachment:
     def irq_counts(self) -> tuple[int, ...]:
         """Vectors of each VFIO index: INTx, MSI, MSI-X, ERR, REQ."""
         return tuple(self.interrupts.vectors(index) for index in IrqIndex)
+
+    @property
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """What the driver may ring by an event instead of a trapped store, by region and offset."""
+        regions = sorted(self.device.regions.items())
+        return tuple(doorbell for _, region in regions for doorbell in region.doorbells())
+
+    def connect_doorbell(self, doorbell: Doorbell) -> int:
+        """An eventfd whose signal is a posted write of the doorbell's value (0 if it has none) by the driver.
+
+        All that holds for a write holds for it: closed gates, lock, trace, counters. Signals that come together are one
+        write; after the last one a write always begins. The descriptor is the attachment's until `detach`, and the same
+        one each time; hand it to whoever catches the driver's stores.
+
+        Raises: StateError; InvalidArgument if it is none of `doorbells`; TransportError when no descriptor is left.
+        """
+        with self._guard:
+            self._expect(
+                "connect_doorbell", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED
+            )
+            if doorbell not in self.doorbells:
+                raise InvalidArgument(f"{self.device} has no such doorbell: {doorbell}")
+            return self._bells.connect(doorbell)
 
     def attach(self) -> None:
         """Bind the services that every driver needs and announce the attachment.
@@ -184,6 +209,7 @@ class Attachment:
         plugins().tell("umdev_memory_changed", attachment=self)
 
     def _release(self) -> None:
+        self._bells.close()
         self.memory.unmap_all()
         self._unwatch()
         self.interrupts.disconnect_all()
@@ -192,6 +218,7 @@ class Attachment:
         self.device.release_attachment(self)
         # A bus may attach the same device again later; what was bound or refused then says nothing about now.
         self.services = BoundServices(self)
+        self._bells = DoorbellWatch(self.native)
         self._passed = None
         self._state = AttachmentState.DETACHED
 

@@ -96,12 +96,14 @@ class Region:
 
     def doorbells(self) -> tuple[Doorbell, ...]:
         """What the driver may ring, in ascending order."""
-        return tuple(
-            Doorbell(self.index, RegionOffset(slot.offset + element * slot.stride), slot.width, value)
-            for slot, value in ((slot, slot.declaration.doorbell) for slot in self.layout.slots)
-            if value is not False
-            for element in range(slot.count)
-        )
+        found: list[Doorbell] = []
+        for slot in self.layout.slots:
+            value = slot.declaration.doorbell
+            if value is not False:
+                offsets = (slot.offset + element * slot.stride for element in range(slot.count))
+                told = None if value is True else value
+                found += [Doorbell(self.index, RegionOffset(offset), slot.width, told) for offset in offsets]
+        return tuple(sorted(found, key=lambda doorbell: doorbell.offset))
 
     def handler(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
         """The method that handles an event, bound to its live block."""

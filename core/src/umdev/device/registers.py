@@ -211,13 +211,11 @@ class Register:
                 raise DeclarationError(f"{what}: doorbell {self.doorbell:#x} does not fit in {self.width} bytes")
             return
         if self.masked or self.commit:
-            raise DeclarationError(
-                f"{what}: a doorbell of any value is told none, so it can't be masked or commit halves"
-            )
+            raise DeclarationError(f"{what}: a doorbell of any value is told none: it can't be masked or commit halves")
         masks = self.masks
         if masks.rw & ~masks.hide or masks.w1c or masks.w1s:
             raise DeclarationError(
-                f"{what}: a doorbell of any value keeps none: declare it WO or RO, or say which value"
+                f"{what}: a doorbell of any value keeps none: declare it WO or RO, or name the value"
             )
 
     def __set_name__(self, owner: type, name: str) -> None:
