@@ -246,6 +246,41 @@ def test_detach_and_close_from_within_a_handler():
             device.native.write(0, 0, bytes(4))
 
 
+def test_a_handler_may_quiesce():
+    with Selfish() as device, bus.open_function(device) as function:
+        function.enable()
+        device.act = function.attachment.quiesce
+        device.native.raise_faults = True
+        function.region_write(0, 0, bytes(4))
+        assert function.attachment.state is AttachmentState.QUIESCED
+        assert device.clock.paused
+
+
+def test_a_handler_can_not_wait_for_its_turn_to_detach():
+    """Another thread is detaching and waits for the device lock, which this handler has."""
+    with Selfish() as device, bus.open_function(device) as function:
+        function.enable()
+        refused = []
+
+        def act():
+            other.start()
+            while (guard := function.attachment._guard).acquire(blocking=False):
+                guard.release()
+            for call in (function.attachment.detach, function.attachment.quiesce, function.reset):
+                try:
+                    call()
+                except StateError as error:
+                    refused.append(str(error))
+
+        device.act = act
+        other = threading.Thread(target=function.attachment.detach)
+        function.region_write(0, 0, bytes(4))
+        other.join(10)
+        assert not other.is_alive()
+        assert [text.partition(":")[0] for text in refused] == ["detach()", "quiesce()", "reset()"]
+        assert function.attachment.state is AttachmentState.DETACHED
+
+
 def test_detach_while_a_notification_asks_for_services():
     """The notification needs the services that detach is closing, and detach waits for the notification."""
     with Simple() as device:

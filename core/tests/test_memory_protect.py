@@ -304,6 +304,18 @@ def test_bad_pages_are_refused_whole(guest, memory):
 
 
 @needs_userfault
+def test_an_opener_that_fails_leaves_no_descriptor(memory):
+    def opener(asynchronous):
+        raise ProtectorBusy("somebody has it")
+
+    guest = GuestProtector(opener)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for mode in (ProtectMode.TRACK, ProtectMode.TRAP):
+        with pytest.raises(ProtectorBusy):
+            UserfaultProtector(guest, memory, mode)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_a_second_userfaultfd_is_a_named_error(guest, memory):
     protector = trapping(guest, memory)
     second = GuestProtector()

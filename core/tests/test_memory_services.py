@@ -163,6 +163,13 @@ def test_buffers_are_apart_aligned_and_used_again(guest):
     guest.free(guest.allocate(SIZE - PAGE_SIZE))  # everything has grown together again
 
 
+def test_a_guest_that_is_too_large_leaves_no_descriptor():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UmdevError, match="address space"):
+        GuestMemory(1 << 50)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_a_closed_guest_says_so():
     guest = GuestMemory(SIZE)
     guest.close()

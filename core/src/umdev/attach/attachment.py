@@ -17,7 +17,7 @@ from .doorbells import DoorbellWatch
 from .services import BoundServices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..device import Device
     from ..device.dispatch import NativeDevice
@@ -42,7 +42,7 @@ class Attachment:
 
     `hypervisor` names the plugin that offers category (b) services for this VM, if there is one. The state changes
     only by the methods below, from any thread, one at a time; a call that does not fit raises StateError and changes
-    nothing.
+    nothing, and so does one from a handler while another thread is in one of them.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Attachment:
 
         Raises: StateError; ServiceUnavailable if the bus can't trap a region or deliver interrupts; PluginError.
         """
-        with self._guard:
+        with self._changing("attach"):
             self._expect("attach", AttachmentState.DETACHED)
             self.device.claim_attachment(self)
             try:
@@ -144,30 +144,32 @@ class Attachment:
 
     def run(self) -> None:
         """Let the driver in and time pass."""
-        with self._guard:
+        with self._changing("run"):
             self._expect("run", AttachmentState.ATTACHED)
             self.native.set_gone(False)
             self.device.clock.resume()
             self._state = AttachmentState.RUNNING
 
     def quiesce(self) -> None:
-        """Stop time and deferred work. When it returns no work is running, so state may be saved."""
-        with self._guard:
+        """Stop time and deferred work. When it returns no work is running (but the caller), so state may be saved."""
+        with self._changing("quiesce"):
             self._expect("quiesce", AttachmentState.RUNNING)
             self.device.clock.pause()
-            with self.native.locked():  # waits for the handler or work item that is running
-                self._state = AttachmentState.QUIESCED
+            if not self.native.held:
+                with self.native.locked():  # waits for the handler or work item that is running
+                    pass
+            self._state = AttachmentState.QUIESCED
 
     def resume(self) -> None:
         """Undo `quiesce`."""
-        with self._guard:
+        with self._changing("resume"):
             self._expect("resume", AttachmentState.QUIESCED)
             self.device.clock.resume()
             self._state = AttachmentState.RUNNING
 
     def reset(self, kind: ResetKind) -> None:
         """Reset the device; see `Device.reset`."""
-        with self._guard:
+        with self._changing("reset"):
             self._expect("reset", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
         self.device.reset(kind)
 
@@ -177,7 +179,7 @@ class Attachment:
         `kind` is the reset that the device gets; None keeps its state for the next driver. What a model or an add-on
         raises passes through when that is done.
         """
-        with self._guard:
+        with self._changing("detach"):
             self._expect("detach", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
             self.native.set_gone(True)
             with contextlib.ExitStack() as always:
@@ -193,7 +195,7 @@ class Attachment:
 
         Raises: StateError from the device's own handlers and work: it is detached then.
         """
-        with self._guard:
+        with self._changing("remove"):
             if self._state is AttachmentState.REMOVED:
                 return
             try:
@@ -204,6 +206,16 @@ class Attachment:
             finally:
                 if self.device.closed:
                     self._state = AttachmentState.REMOVED
+
+    @contextlib.contextmanager
+    def _changing(self, call: str) -> Iterator[None]:
+        """Who changes the state may wait for the device lock, so who holds that lock can't wait for its turn."""
+        if not self._guard.acquire(blocking=not self.native.held):
+            raise StateError(f"{call}(): another thread is changing the attachment, and this one holds the device lock")
+        try:
+            yield
+        finally:
+            self._guard.release()
 
     def _memory_changed(self) -> None:
         plugins().tell("umdev_memory_changed", attachment=self)

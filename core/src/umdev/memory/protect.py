@@ -122,10 +122,12 @@ class GuestProtector:
             try:
                 pagemap = os.open(self._pagemap, os.O_RDONLY | os.O_CLOEXEC)
                 userfault = self._open(True)
-            except (NotSupported, OSError) as error:
+            except BaseException as error:
                 if pagemap >= 0:
                     os.close(pagemap)
                     pagemap = -1
+                if not isinstance(error, (NotSupported, OSError)):
+                    raise
                 reason = f"; trapped and released at once: {error}"
         if pagemap < 0:
             userfault = self._open(False)
