@@ -92,7 +92,7 @@ def test_sparse_areas(raw) -> None:
     os.close(fd)
 
 
-def test_region_io_fds_are_none(raw) -> None:
+def test_region_io_fds_without_doorbells(raw) -> None:
     reply = raw.call(6, struct.pack("<IIII", 16, 0, 0, 0))
     assert reply == (0, struct.pack("<IIII", 16, 0, 0, 0), [])
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from umdev.addresses import RegionOffset
 from umdev.driver import Function, RegionInfo
-from umdev.errors import InvalidArgument, ProtocolError
+from umdev.errors import InvalidArgument, NotSupported, ProtocolError, StateError
 from umdev.services import Area
 
 from .buffers import ClientBuffer, ClientMemory
 from .client import TIMEOUT, Client
+from .doorbells import DriverDoorbell, expect_eventfd
+from .io_fds import decode_io_fds
 from .protocol import IrqAction, IrqData, RegionInfoFlag
 from .protocol import structs as layout
 from .protocol.constants import CAP_SPARSE_MMAP, IRQ_COUNT, MAX_FDS, REGION_COUNT, Command
 from .protocol.version import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from struct import Struct
 
 INFO_ROOM = 1 << 16
-"""Bytes of reply to GET_REGION_INFO: 4,000 areas."""
+"""Bytes of reply to GET_REGION_INFO, which are 4,000 areas, and to GET_REGION_IO_FDS."""
 
 MAX_CAPABILITIES = 16
 FIRST_BAR = 0x10
@@ -68,6 +71,9 @@ class VfioUserFunction(Function):
         self._posted = posted
         self._regions: dict[int, RegionInfo] = {}
         self._irq_counts: list[int] = []
+        self._asking = threading.Lock()
+        self._doorbells: dict[int, dict[int, DriverDoorbell]] = {}
+        self._bell_descriptors: list[int] = []
         self._closed = False
         try:
             self._discover()
@@ -141,6 +147,23 @@ class VfioUserFunction(Function):
         """Let the server signal a vector as a test of the connection."""
         self._set_irqs(index, vector, 1, IrqData.NONE, IrqAction.TRIGGER)
 
+    def doorbells(self, index: int) -> Mapping[int, DriverDoorbell]:
+        """What of region `index` can be rung without a message, by offset: `function.doorbells(0)[0x1000].ring()`.
+
+        The server is asked once per region. Empty where it offers nothing, and no promise that it offers all: a store
+        does the same everywhere. Of several at one offset, which ring for different values, the first is there.
+
+        Raises: InvalidArgument, StateError; ProtocolError for a bad answer; Disconnected, TransportError.
+        """
+        if index not in self._regions:
+            raise InvalidArgument(f"{self} has no region {index}")
+        with self._asking:
+            if self._closed:
+                raise StateError(f"{self} is closed")
+            if index not in self._doorbells:
+                self._doorbells[index] = self._ask_doorbells(index)
+            return self._doorbells[index]
+
     def reset(self) -> None:
         """DEVICE_RESET."""
         self._client.request(Command.DEVICE_RESET)
@@ -152,6 +175,12 @@ class VfioUserFunction(Function):
         self._closed = True
         self._client.close()
         self._memory.close()
+        with self._asking:
+            for bells in self._doorbells.values():
+                for bell in bells.values():
+                    bell.close()
+            for descriptor in self._bell_descriptors:
+                os.close(descriptor)
         for info in self._regions.values():
             if info.descriptor is not None:
                 os.close(info.descriptor)
@@ -188,6 +217,25 @@ class VfioUserFunction(Function):
                 self._irq_counts.append(0)  # the server has no such type
             else:
                 self._irq_counts.append(_unpack(layout.IRQ_INFO, reply)[3])
+
+    def _ask_doorbells(self, index: int) -> dict[int, DriverDoorbell]:
+        question = layout.REGION_IO_FDS.pack(INFO_ROOM, 0, index, 0)
+        try:
+            reply, descriptors = self._client.request(Command.DEVICE_GET_REGION_IO_FDS, question)
+        except NotSupported:
+            return {}
+        try:
+            found: dict[int, DriverDoorbell] = {}
+            for part in decode_io_fds(reply, index, self._regions[index].size, len(descriptors)):
+                expect_eventfd(descriptors[part.descriptor])
+                bell = DriverDoorbell(descriptors[part.descriptor], part.offset, part.size, part.value)
+                found.setdefault(part.offset, bell)
+        except BaseException:
+            for unused in descriptors:
+                os.close(unused)
+            raise
+        self._bell_descriptors += descriptors
+        return found
 
     def _region_info(self, index: int) -> RegionInfo:
         question = layout.REGION_INFO.pack(INFO_ROOM, 0, index, 0, 0, 0)

@@ -119,7 +119,7 @@ def _question(files: Files) -> tuple[int, bytes, list[int]]:
     command = random.choice((4, 5, 6, 7))
     if command == 5:
         return 5, struct.pack("<IIIIQQ", u32(random.choice((32, 256))), 0, u32(random.randrange(9)), 0, 0, 0), []
-    return command, struct.pack("<IIII", u32(16), 0, u32(random.randrange(6)), 0), []
+    return command, struct.pack("<IIII", u32(random.choice((16, 256))), 0, u32(random.randrange(6)), 0), []
 
 
 def _dma(files: Files) -> tuple[int, bytes, list[int]]:

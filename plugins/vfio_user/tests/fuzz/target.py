@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 
-from umdev.device import Block, Device, DmaError, Interrupts, IoBar, MemoryBar, PciId, Register, Register64, Window
+from umdev.device import WO, Block, Device, DmaError, Interrupts, IoBar, MemoryBar, PciId, Register, Register64, Window
 from umdev_vfio_user import Server
 
 REPLY_TIMEOUT = 0.001
@@ -25,12 +25,14 @@ class Registers(Block["Victim"]):
     bell = Register(0x1C)
     later = Register(0x20)
     raise_irq = Register(0x24)
+    doorbell = Register(0x28, WO, doorbell=True)
 
     @read_now.on_read
     def fetch(self) -> int:
         return self.device.fetch()
 
     @bell.on_write
+    @doorbell.on_write
     def rung(self, value: int) -> None:
         self.device.store(value)
 
