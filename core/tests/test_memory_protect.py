@@ -1,5 +1,7 @@
 """Write-protection of the loopback guest: TRAP, TRACK, sharing, unmap, close; and comparison."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -44,6 +46,13 @@ def memory(guest):
     memory.map(BASE, guest.size, descriptor=guest.descriptor)
     yield memory
     memory.close()
+
+
+def discard(guest, number):
+    """What a balloon does to a page."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.c_void_p(guest.address + number * PAGE_SIZE)
+    assert libc.madvise(address, ctypes.c_size_t(PAGE_SIZE), mmap.MADV_REMOVE) == 0, os.strerror(ctypes.get_errno())
 
 
 def trapping(guest, memory):
@@ -218,8 +227,15 @@ def test_tracking_reports_each_changed_page_once_in_order(guest, memory, asynchr
     assert ("asynchronous" in protector.mechanism) is asynchronous
     assert ("an old kernel" in protector.mechanism) is not asynchronous
     watched = [page(n) for n in range(0, PAGES, 2)]
+    guest.store(8 * PAGE_SIZE, b"to be discarded")
     protector.protect(watched)
     assert list(protector.collect()) == []
+    discard(guest, 8)
+    assert list(protector.collect()) == [page(8)], "a removed page has changed"
+    assert memory.read(page(8), 15) == bytes(15)
+    assert list(protector.collect()) == []
+    guest.store(8 * PAGE_SIZE, b"used again")
+    assert list(protector.collect()) == [page(8)]
     for number in (6, 2, 3, 62, 2):
         guest.store(number * PAGE_SIZE + 100, b"x")
     assert list(protector.collect()) == [page(2), page(6), page(62)]

@@ -152,7 +152,8 @@ class UserfaultProtector:
     TRAP: `notify` is called by the guest's handler thread with the device lock held, before the store lands, once for
     each time that the page was armed; after it the page is writable until it is armed again, which the notification
     itself can't do (`StateError`): defer it, then read the page. TRACK: see `collect`.
-    Stores through the guest's mapping are covered: not the device's own DMA, nor other mappings of the same memory.
+    Stores through the guest's mapping are covered, and pages that it gives back by madvise(2) count as changed: not the
+    device's own DMA, nor other mappings of the same memory, nor holes punched into the file alone.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ typedef struct umdev_protector umdev_protector;           /* one per guest: owns
 typedef struct umdev_protect_client umdev_protect_client; /* one per device (or part of it) that asks */
 
 /* Takes both descriptors, also when it fails: an enabled userfaultfd and, for an asynchronous one, the pagemap of the
- * process that owns it (else -1). A synchronous one is served by a thread from now on. NULL with errno. */
+ * process that owns it (else -1). A thread serves it from now on. NULL with errno. */
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous);
 /* Every blocked writer goes on. From a notification: when that has returned. Clients are only good for closing and freeing then. */
 void umdev_protector_free(umdev_protector *protector);
