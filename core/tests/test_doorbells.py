@@ -32,6 +32,7 @@ from umdev.device import (
     RegisterArray,
     State,
 )
+from umdev.driver import Function
 from umdev.errors import DeclarationError, InvalidArgument, StateError
 from umdev.loopback.function import LoopbackFunction
 
@@ -304,3 +305,27 @@ def test_only_what_is_declared_is_connected(
 ) -> None:
     with pytest.raises(InvalidArgument, match="no such doorbell"):
         function.attachment.connect_doorbell(Doorbell(region, RegionOffset(offset), width, value))
+
+
+def test_the_drivers_view(device: Rung, function: LoopbackFunction) -> None:
+    bells = function.doorbells(0)
+    assert list(bells) == [0x10, 0x14, 0x18, 0x20, 0x100, 0x104, 0x108, 0x10C, 0x110, 0x200, 0x204]
+    assert (bells[0x14].offset, bells[0x14].width, bells[0x14].value) == (0x14, 4, 0xCAFE)
+    assert function.doorbells(0) is bells
+    assert function.doorbells(7) == {}
+    with pytest.raises(InvalidArgument, match="no region 3"):
+        function.doorbells(3)
+    bells[0x14].ring()
+    eventually(lambda: device.seen == [0xCAFE])
+    function.doorbells(4)[0].ring()
+    eventually(lambda: device.seen == [0xCAFE, "port"])
+    function.close()
+    for dead in (bells[0x10].ring, lambda: function.doorbells(0), lambda: bells[0x10].descriptor):
+        with pytest.raises(StateError, match="closed"):
+            dead()
+
+
+def test_a_bus_without_doorbells(function: LoopbackFunction) -> None:
+    assert Function.doorbells(function, 0) == {}
+    with pytest.raises(InvalidArgument, match="no region 3"):
+        Function.doorbells(function, 3)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .client import Client
-from .doorbells import DriverDoorbell
 from .function import VfioUserFunction
 from .plugin import VfioUserBus, bus
 from .server import Server
 
-__all__ = ["Client", "DriverDoorbell", "Server", "VfioUserBus", "VfioUserFunction", "bus"]
+__all__ = ["Client", "Server", "VfioUserBus", "VfioUserFunction", "bus"]

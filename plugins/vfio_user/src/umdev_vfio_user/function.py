@@ -10,14 +10,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from umdev.addresses import RegionOffset
-from umdev.driver import Function, RegionInfo
+from umdev.driver import DriverDoorbell, Function, RegionInfo
 from umdev.errors import InvalidArgument, NotSupported, ProtocolError, StateError
 from umdev.services import Area
 
 from .buffers import ClientBuffer, ClientMemory
 from .client import TIMEOUT, Client
-from .doorbells import DriverDoorbell, expect_eventfd
-from .io_fds import decode_io_fds
+from .io_fds import decode_io_fds, expect_eventfd
 from .protocol import IrqAction, IrqData, RegionInfoFlag
 from .protocol import structs as layout
 from .protocol.constants import CAP_SPARSE_MMAP, IRQ_COUNT, MAX_FDS, REGION_COUNT, Command
@@ -148,10 +147,7 @@ class VfioUserFunction(Function):
         self._set_irqs(index, vector, 1, IrqData.NONE, IrqAction.TRIGGER)
 
     def doorbells(self, index: int) -> Mapping[int, DriverDoorbell]:
-        """What of region `index` can be rung without a message, by offset: `function.doorbells(0)[0x1000].ring()`.
-
-        The server is asked once per region. Empty where it offers nothing, and no promise that it offers all: a store
-        does the same everywhere. Of several at one offset, which ring for different values, the first is there.
+        """What the server offers as ioeventfds (GET_REGION_IO_FDS); it is asked once per region.
 
         Raises: InvalidArgument, StateError; ProtocolError for a bad answer; Disconnected, TransportError.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ACCESS_SIZES = (0, 1, 2, 4, 8)
 """Bytes; 0: a store of whatever size."""
+
+EVENTFD = "anon_inode:[eventfd]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +82,10 @@ def decode_io_fds(reply: bytes, index: int, size: int, descriptors: int) -> list
             raise ProtocolError(f"GET_REGION_IO_FDS: {value:#x} in {width} bytes")
         found.append(SubRegion(number, offset, width, value if matches else None))
     return found
+
+
+def expect_eventfd(descriptor: int) -> None:
+    """Raises: ProtocolError for a descriptor of another kind."""
+    kind = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - it names no file
+    if kind != EVENTFD:
+        raise ProtocolError(f"a doorbell that is no eventfd but {kind}")

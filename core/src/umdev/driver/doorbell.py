@@ -6,13 +6,11 @@ import os
 import select
 import threading
 
-from umdev.errors import ProtocolError, StateError
-
-EVENTFD = "anon_inode:[eventfd]"
+from ..errors import StateError
 
 
 class DriverDoorbell:
-    """A register that is rung without a message. From `VfioUserFunction.doorbells`; any thread."""
+    """A register that is rung without a trap or a message. From `Function.doorbells`; any thread."""
 
     def __init__(self, descriptor: int, offset: int, width: int, value: int | None) -> None:
         self._descriptor: int | None = descriptor
@@ -34,7 +32,7 @@ class DriverDoorbell:
     def ring(self) -> None:
         """Ring, and do not wait: the device's handler runs later, once for several rings that come together.
 
-        Accesses by message overtake a ring: let the device tell when it has acted. Raises: StateError.
+        Other accesses overtake a ring: let the device tell when it has acted. Raises: StateError.
         """
         with self._guard:
             descriptor = self.descriptor
@@ -48,10 +46,3 @@ class DriverDoorbell:
         """For the function: forget the descriptor."""
         with self._guard:
             self._descriptor = None
-
-
-def expect_eventfd(descriptor: int) -> None:
-    """Raises: ProtocolError for a descriptor of another kind."""
-    kind = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - it names no file
-    if kind != EVENTFD:
-        raise ProtocolError(f"a doorbell that is no eventfd but {kind}")
