@@ -3,6 +3,7 @@
 import ctypes
 import os
 import select
+import time
 from pathlib import Path
 
 import pytest
@@ -324,3 +325,17 @@ def test_a_bus_may_follow_the_level_of_the_pin(event):
     port.disconnect_all()
     port.lower()
     assert levels == [1, 0, 1]
+
+
+def test_a_ring_of_trigger_and_unmask_costs_little(event):
+    """A client that connects a level to what unmasks it is signalled for ever, but not as fast as can be."""
+    port = make_port(intx=True)
+    port.connect(IrqIndex.INTX, 0, event)
+    port.connect_unmask(IrqIndex.INTX, 0, event)
+    started = time.monotonic_ns()
+    port.raise_()
+    time.sleep(0.2)
+    port.lower()
+    milliseconds = (time.monotonic_ns() - started) // 1_000_000
+    assert 1 < port.counters["sent"] <= 64 * (milliseconds + 2)
+    port.close()
