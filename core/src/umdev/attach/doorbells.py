@@ -65,11 +65,12 @@ class DoorbellWatch:
             error = ffi.new("int *")
             pointer = lib.umdev_doorbells_new(self._native.pointer, error)
             self._checked(error[0])
-            self._pointer = ffi.gc(pointer, lib.umdev_doorbells_free)
+            pointer = ffi.gc(pointer, lib.umdev_doorbells_free)
             # The thread's own references let it outlive a `close` that could not wait.
             name = f"umdev-doorbells-{self._native.name}"
-            self._thread = threading.Thread(target=_run, args=(self._pointer, self._native), name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=_run, args=(pointer, self._native), name=name, daemon=True)
+            thread.start()
+            self._pointer, self._thread = pointer, thread
         return self._pointer
 
     def _checked(self, result: int) -> int:
