@@ -111,7 +111,7 @@ class Attachment:
 
         Raises: StateError; InvalidArgument if it is none of `doorbells`; TransportError when no descriptor is left.
         """
-        with self._guard:
+        with self._changing("connect_doorbell"):
             self._expect(
                 "connect_doorbell", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED
             )
