@@ -100,6 +100,26 @@ def test_state_kept_or_lost(serve, device) -> None:
         served.server.close()
 
 
+def test_a_failing_add_on_turns_no_client_away(serve, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    served = serve()
+    detach = served.server.attachment.detach
+
+    def fail(kind):
+        detach(kind)
+        raise ExceptionGroup("add-ons", [RuntimeError("the tracer is broken")])
+
+    monkeypatch.setattr(served.server.attachment, "detach", fail)
+    for number in (1, 2):
+        raw = served.connect()
+        raw.enable()
+        raw.close()
+        wait_until_detached(served, number)
+    path = Path(served.server.socket_path)
+    served.server.close()
+    assert not path.exists()
+    assert "the tracer is broken" in caplog.text
+
+
 def test_end_at_any_byte(serve, device, memfd: int) -> None:
     """The connection ends after each prefix of a session."""
     served = serve()

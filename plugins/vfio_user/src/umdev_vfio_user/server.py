@@ -73,6 +73,7 @@ class Server:
         self._stopping = False
         self._running = threading.Lock()
         self._closed = False
+        self._ends = threading.RLock()  # what `stop` uses is not closed meanwhile; a signal may come while it is held
         self._inode = -1
         self._open_socket(descriptor)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -119,9 +120,10 @@ class Server:
     def stop(self) -> None:
         """End `run`, now and for good. Any thread, also a signal handler; may be called twice, and after `close`."""
         self._stopping = True
-        if not self._closed:
-            os.eventfd_write(self._wake, 1)
-            self._link.stop()
+        with self._ends:
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
+                self._link.stop()
 
     def close(self) -> None:
         """Stop, wait for `run`, give up the device and remove the socket. May be called twice."""
@@ -131,9 +133,11 @@ class Server:
         with self._running:
             if self._closed:
                 return
-            if self.device.attachment is self.attachment:
-                self.attachment.detach(self._kind)
-            self._release()
+            try:
+                if self.device.attachment is self.attachment:
+                    self._detach()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -213,9 +217,16 @@ class Server:
             self._link.log("DISCONNECTED")
             # First the link, so that nothing of the device waits for this client any more.
             self._link.disconnect()
-            self.attachment.detach(self._kind)
+            self._detach()
             if not self._stopping and self._listener is not None:
                 self._attach()
+
+    def _detach(self) -> None:
+        """Detaching finishes whatever models and add-ons raise; that is no reason to turn the next client away."""
+        try:
+            self.attachment.detach(self._kind)
+        except Exception:
+            log.exception("%s: a plugin failed while the client was let go", self.device)
 
     def _loop(self, session: Session) -> None:
         while True:
@@ -233,10 +244,11 @@ class Server:
                 return
 
     def _release(self) -> None:
-        self._closed = True
-        self.device.address_space.set_messages(links.NULL)
-        self._link.close()
-        os.close(self._wake)
+        with self._ends:
+            self._closed = True
+            self.device.address_space.set_messages(links.NULL)
+            self._link.close()
+            os.close(self._wake)
         for end in (self._listener, self._connected):
             if end is not None:
                 end.close()
