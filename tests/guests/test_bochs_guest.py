@@ -43,7 +43,7 @@ def test_screenshot(umdev, linux_guest, program, facts, tmp_path):
         modules=["bochs"],
         files={"/bin/fb_pattern": program("fb_pattern")},
         qemu_args=display.arguments,
-        timeout=120,
+        timeout=240,
     )
     folder = f"/sys/bus/pci/devices/{BDF}"
 

@@ -56,7 +56,7 @@ def expected_on_sysfs(seen, ours):
 def test_sysfs(edu, linux_guest, program, facts):
     arguments, ours = edu
     files = {"/bin/edu_sysfs": program("edu_sysfs")}
-    seen = facts(linux_guest(SYSFS, files=files, qemu_args=arguments, timeout=90).output)
+    seen = facts(linux_guest(SYSFS, files=files, qemu_args=arguments, timeout=120).output)
     assert seen == expected_on_sysfs(seen, ours)
 
 
@@ -65,7 +65,7 @@ def test_memory_by_message(umdev, linux_guest, program, facts, tmp_path):
     wire_log = tmp_path / "wire.log"
     device = umdev.start("edu", "edu", "--wire-log", str(wire_log))
     files = {"/bin/edu_sysfs": program("edu_sysfs")}
-    seen = facts(linux_guest(SYSFS, files=files, qemu_args=device.arguments, shared_memory=False, timeout=90).output)
+    seen = facts(linux_guest(SYSFS, files=files, qemu_args=device.arguments, shared_memory=False, timeout=120).output)
     assert seen == expected_on_sysfs(seen, ours=True)
     umdev.verify()
     umdev.stop_all()  # writes the log's rest
@@ -83,7 +83,7 @@ def test_vfio(edu, linux_guest, program, facts):
         modules=["vfio_pci", "vfio_iommu_type1"],
         qemu_args=IOMMU + arguments,
         append="intel_iommu=on",
-        timeout=90,
+        timeout=120,
     )
     works = {"msi-raised": "1", "msi-factorial": "1 3628800", "dma-bytes-wrong": "0", "dma-interrupts": "2"}
     expected = works | {

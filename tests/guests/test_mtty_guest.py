@@ -16,7 +16,7 @@ pytestmark = pytest.mark.guest
 
 LENGTHS = {"ttyS1": 65536, "ttyS2": 8192, "ttyS3": 8192}
 ECHOES = 32
-TRANSFER_SECONDS = 120
+TRANSFER_SECONDS = 200
 # dd, because head reads ahead, more than it is told to write.
 OPEN = """
 mkfifo /tmp/go.$port
@@ -109,7 +109,7 @@ def test_ports(umdev, linux_guest, tmp_path):
     guest = linux_guest.start(
         files={f"/data/{name}": content for name, content in out.items()},
         qemu_args=dual.arguments + single.arguments,
-        timeout=180,
+        timeout=280,
     )
 
     # The in-tree driver names each port with the BAR and the interrupt that the bus has given it.
