@@ -13,6 +13,7 @@ EVERYTHING = {
     "umdev_bochs_display",
     "umdev_cli",
     "umdev_edu",
+    "umdev_kvm",
     "umdev_mtty",
     "umdev_seven",
     "umdev_testkit",
@@ -21,6 +22,7 @@ EVERYTHING = {
 SETS = {
     "core": {"umdev"},
     "vfio_user": {"umdev", "umdev_testkit", "umdev_vfio_user"},
+    "kvm": {"umdev", "umdev_kvm", "umdev_testkit"},
     "all": EVERYTHING,
 }
 CHECKOUT = Path(__file__).parents[1]

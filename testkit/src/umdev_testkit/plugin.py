@@ -78,7 +78,7 @@ def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], 
 def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
     from contextlib import ExitStack
 
-    from umdev.errors import NotSupported
+    from umdev.errors import NotFound, NotSupported
 
     from umdev_testkit.functions import attached
 
@@ -87,6 +87,8 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
         def attach(device: Device) -> Function:
             try:
                 return stack.enter_context(attached(device, attachment))
+            except NotFound as error:
+                pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
                 pytest.skip(f"{error} (these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py)")
 
