@@ -10,7 +10,7 @@ NATIVE = PACKAGE / "native"
 INCLUDE = PACKAGE / "include"
 
 # Directive-free declarations, in the order in which they build on one another.
-TOPICS = ("device", "trace", "memory", "protect", "irq")
+TOPICS = ("device", "trace", "memory", "protect", "irq", "doorbell")
 
 ffi = FFI()
 ffi.cdef((INCLUDE / "umdev_decls.h").read_text())

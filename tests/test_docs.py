@@ -11,6 +11,7 @@ Where a console block shows output, that must come; `...` stands for anything.
 """
 
 import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from umdev.device import Access
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorial/*.md")), *sorted(ROOT.glob("docs/how-to/*.md"))]
@@ -75,6 +77,21 @@ def test_every_block_says_what_it_is():
             kind = block.mark.split()[0] if block.mark else ""
             assert kind in ("", "file", "guest", "not"), f"{block}: {block.mark!r}"
             assert block.language in EXECUTED or kind in ("file", "not"), f"{block}: nothing executes {block.language}"
+
+
+def documented():
+    """The names in the reference: one by one, or with their whole module."""
+    text = "".join(path.read_text() for path in ROOT.glob("docs/reference/*.md"))
+    found = set(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", text, re.MULTILINE))
+    for name in re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE):
+        module = importlib.import_module(name)
+        found.update(getattr(module, "__all__", vars(module)))
+    return found | set(Access.__members__)
+
+
+@pytest.mark.parametrize("face", ["device", "bus", "driver"])
+def test_the_reference_has_every_public_name(face):
+    assert set(importlib.import_module(f"umdev.{face}").__all__) <= documented()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

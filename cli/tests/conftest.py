@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,9 @@ TOY = """
     bus = Tap()
 """
 
+PATIENCE = re.compile(r"^umdev: .* \.\.\. \d+ s\n", re.MULTILINE)
+"""Signs of life, which come when the machine is slow."""
+
 
 class Umdev:
     """The command with its own runtime and configuration directories, plugins and environment."""
@@ -157,6 +161,7 @@ class Umdev:
             check=False,
         )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        done.stderr = PATIENCE.sub("", done.stderr)
         return done
 
     def out(self, *arguments: str, **environment: str) -> str:

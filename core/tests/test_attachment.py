@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from umdev.attach import Attachment, AttachmentState
 from umdev.device import Block, Device, Interrupts, MemoryBar, PciId, ProtectMode, Register, ResetKind, State, Window
 from umdev.errors import ServiceUnavailable, StateError
 from umdev.loopback import bus
+from umdev.plugins import plugins
+
+PAGE = 4096
 
 
 class Registers(Block["Simple"]):
@@ -33,6 +37,7 @@ class Simple(Device):
 
 
 def descriptors():
+    gc.collect()  # what earlier tests left
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -124,7 +129,7 @@ def test_detached_services_are_closed(device, attachment):
     with pytest.raises(StateError, match="detached"):
         services.pinner()
     with pytest.raises(StateError, match="not attached"):
-        device.memory.pin(0x1000)
+        device.memory.collect()
 
 
 def test_detach_takes_the_drivers_side_away(device, attachment):
@@ -134,6 +139,7 @@ def test_detach_takes_the_drivers_side_away(device, attachment):
     os.ftruncate(memory, 1 << 20)
     attachment.memory.map(0, 1 << 20, descriptor=memory)
     os.close(memory)
+    gc.collect()  # what earlier tests left
     before = descriptors()
     attachment.interrupts.connect(0, 0, event := os.eventfd(0))
     assert descriptors() == before + 2
@@ -143,6 +149,168 @@ def test_detach_takes_the_drivers_side_away(device, attachment):
     assert attachment.memory.mappings == []
     assert descriptors() <= before
     assert device.native.read(0, 0, 4) == b"\xff" * 4, "the device is gone for a driver that comes late"
+
+
+class Failing(Device):
+    """Raises wherever a model can while it is taken away."""
+
+    pci = PciId(vendor=1, device=2, class_code=0)
+    interrupts = Interrupts(intx=True)
+    bar0 = MemoryBar(0, Registers, size=4096)
+
+    def on_reset(self, kind):
+        if kind is not ResetKind.POWER_ON:
+            raise ZeroDivisionError
+
+    def on_unmap(self, mapping):
+        raise ZeroDivisionError
+
+    def on_close(self):
+        raise ZeroDivisionError
+
+
+class BadService:
+    mechanism = "none"
+
+    def close(self):
+        raise ZeroDivisionError
+
+
+def test_a_model_that_raises_is_detached_and_closed_all_the_same(caplog):
+    gc.collect()  # what earlier tests left
+    before = descriptors()
+    function = bus.open_function(device := Failing())
+    attachment = function.attachment
+    attachment.services._bound["bad"] = BadService()  # a plugin that breaks the promise of Service.close
+    function.close()
+    assert device.native.counters["faulted"] == 1
+    assert "the handler of on_reset failed" in caplog.text
+    assert "closing bad failed" in caplog.text
+    assert attachment.state is AttachmentState.DETACHED
+    assert attachment.memory.mappings == []
+    with pytest.raises(ZeroDivisionError):
+        attachment.remove()
+    assert attachment.state is AttachmentState.REMOVED
+    device.close()
+    assert descriptors() == before
+    assert device.native.read(0, 0, 4) == b"\xff" * 4
+
+
+def test_an_addon_that_raises_keeps_nothing_attached(device, attachment, monkeypatch):
+    attachment.attach()
+    attachment.run()
+
+    def tell(hook, **_):
+        raise ExceptionGroup(hook, [ZeroDivisionError()])
+
+    monkeypatch.setattr(plugins(), "tell", tell)
+    with pytest.raises(ExceptionGroup):
+        attachment.detach()
+    assert attachment.state is AttachmentState.DETACHED
+    assert device.attachment is None
+    with pytest.raises(ExceptionGroup, match="umdev_attached"):
+        Attachment(device, "loopback").attach()
+    assert device.attachment is None
+
+
+class Trigger(Block["Selfish"]):
+    go = Register(0)
+
+    @go.on_write
+    def act(self, value):
+        self.device.act()
+
+
+class Selfish(Simple):
+    """Takes itself away from within a handler."""
+
+    bar0 = MemoryBar(0, Trigger, size=4096)
+    act: State = State(lambda: None, save=False)
+
+
+def test_detach_and_close_from_within_a_handler():
+    with Selfish() as device:
+        with bus.open_function(device) as function:
+            function.enable()
+            buffer = function.allocate(PAGE)
+            device.memory.pin(buffer.address)
+            device.memory.protect(ProtectMode.TRAP, [buffer.address], lambda write: None)
+            device.act = function.attachment.detach
+            function.region_write(0, 0, bytes(4))
+            assert function.attachment.state is AttachmentState.DETACHED
+        device.native.set_gone(False)
+        device.native.set_region_enabled(0, True)
+        device.act = device.close
+        device.native.raise_faults = True
+        with pytest.raises(StateError, match="lock held"):
+            device.native.write(0, 0, bytes(4))
+
+
+def test_a_handler_may_quiesce():
+    with Selfish() as device, bus.open_function(device) as function:
+        function.enable()
+        device.act = function.attachment.quiesce
+        device.native.raise_faults = True
+        function.region_write(0, 0, bytes(4))
+        assert function.attachment.state is AttachmentState.QUIESCED
+        assert device.clock.paused
+
+
+def test_a_handler_can_not_wait_for_its_turn_to_detach():
+    """Another thread is detaching and waits for the device lock, which this handler has."""
+    with Selfish() as device, bus.open_function(device) as function:
+        function.enable()
+        refused = []
+
+        def act():
+            other.start()
+            while (guard := function.attachment._guard).acquire(blocking=False):
+                guard.release()
+            for call in (function.attachment.detach, function.attachment.quiesce, function.reset):
+                try:
+                    call()
+                except StateError as error:
+                    refused.append(str(error))
+
+        device.act = act
+        other = threading.Thread(target=function.attachment.detach)
+        function.region_write(0, 0, bytes(4))
+        other.join(10)
+        assert not other.is_alive()
+        assert [text.partition(":")[0] for text in refused] == ["detach()", "quiesce()", "reset()"]
+        assert function.attachment.state is AttachmentState.DETACHED
+
+
+def test_detach_while_a_notification_asks_for_services():
+    """The notification needs the services that detach is closing, and detach waits for the notification."""
+    with Simple() as device:
+        function = bus.open_function(device)
+        function.enable()
+        buffer = function.allocate(PAGE)
+        entered, leave, ended = threading.Event(), threading.Event(), []
+
+        def told(write):
+            entered.set()
+            leave.wait()
+            try:
+                device.memory.unprotect(ProtectMode.TRACK, [write.address])
+            except StateError as error:
+                ended.append(str(error))
+
+        device.memory.protect(ProtectMode.TRAP, [buffer.address], told)
+        store = threading.Thread(target=buffer.write, args=(0, b"x"))
+        store.start()
+        entered.wait()
+        closing = threading.Thread(target=function.attachment.services.close)  # what detach does, less its own lock
+        closing.start()
+        while not function.attachment.services._closed:
+            pass
+        leave.set()
+        for thread in (closing, store):
+            thread.join(10)
+            assert not thread.is_alive(), "they wait for each other"
+        assert ended == ["protect[track]: the attachment is detached"]
+        function.close()
 
 
 def test_a_kept_device_keeps_its_state(device, attachment):
@@ -156,6 +324,24 @@ def test_a_kept_device_keeps_its_state(device, attachment):
     again.run()
     again.detach(ResetKind.CLIENT_LOST)
     assert device.bar0.value.value == 0
+
+
+def test_plugins_hear_of_changed_memory(attachment, monkeypatch):
+    told = []
+    monkeypatch.setattr(plugins(), "tell", lambda hook, **arguments: told.append((hook, *arguments.values())))
+    attachment.attach()
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, 1 << 20)
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    attachment.memory.unmap(0, 1 << 20)
+    attachment.memory.unmap(0, 1 << 20)  # nothing there: no change
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    attachment.detach(None)
+    changed = ("umdev_memory_changed", attachment)
+    assert told == [("umdev_attached", attachment), *[changed] * 4, ("umdev_detached", attachment)]
+    attachment.memory.map(0, 1 << 20, descriptor=memory)
+    assert told[-1][0] == "umdev_detached", "nobody is attached any more"
+    os.close(memory)
 
 
 def test_quiesce_stops_work(attachment, device):
@@ -172,7 +358,6 @@ def test_quiesce_stops_work(attachment, device):
 
 def test_twenty_and_two_hundred_attachments_cost_the_same(device):
     def count():
-        gc.collect()  # what earlier tests left
         return descriptors(), Path("/proc/self/maps").read_text().count("\n")
 
     counts = []

@@ -1,5 +1,9 @@
 """`Device`: declarations, resets, save and restore, queries, life."""
 
+import contextlib
+import copy
+import functools
+import operator
 import time
 import uuid
 
@@ -297,3 +301,35 @@ def test_declarations_are_checked():
 def test_the_name_says_which_device(timer):
     assert str(timer) == f"Timer {timer.context.uuid}"
     assert isinstance(timer.context.uuid, uuid.UUID)
+
+
+def places(state, path=()):
+    """Every place in saved state, as keys from the top."""
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+def test_damaged_state_is_a_named_error_and_leaves_a_device_that_works(clock):
+    """What is restored may come from a file or a peer: every place of it is spoilt, one after another."""
+    with Timer(DeviceContext(clock=clock)) as timer:
+        timer.after(1, timer.bar0.tick, period=1)
+        saved = timer.save()
+        for place in places(saved):
+            for value in (None, -1, 1 << 70, "x", b"zz", [], {}, [None], 1.5):
+                spoilt = copy.deepcopy(saved)
+                holder = functools.reduce(operator.getitem, place[:-1], spoilt)
+                holder[place[-1]] = value
+                with contextlib.suppress(SaveError):  # some values are as good as any
+                    timer.restore(spoilt)
+        timer.restore(saved)
+        assert timer.save() == saved
+
+
+@pytest.mark.parametrize("method", ["close", "__init__", "pci", "bar0", "nothing"])
+def test_saved_work_names_methods_of_the_model_only(timer, method):
+    saved = timer.save()
+    owner = "" if method != "close" else "bar0"
+    with pytest.raises(SaveError, match="does not exist"):
+        timer.restore({**saved, "work": [{"owner": owner, "method": method, "in_ns": 0, "period_ns": 0}]})

@@ -1,7 +1,9 @@
 """The interrupt port: what a model raises, what a bus connects, what a reset leaves."""
 
+import ctypes
 import os
 import select
+import time
 from pathlib import Path
 
 import pytest
@@ -310,3 +312,30 @@ def test_install_lays_the_structures_over_the_bar():
     assert len(native.overlays) == 2
     with pytest.raises(DeclarationError, match="BAR 4 of 0x10000 bytes"):
         make_port(msix=3, msix_bar=4, msix_table_offset=0x10000).install(native, {4: Bar()})
+
+
+def test_a_bus_may_follow_the_level_of_the_pin(event):
+    levels = []
+    listener = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(lambda _, level: levels.append(level))
+    port = InterruptPort(Interrupts(intx=True))
+    port.on_level(ffi.cast("umdev_level_listener", ctypes.cast(listener, ctypes.c_void_p).value))
+    port.raise_()
+    port.lower()
+    port.raise_()
+    port.disconnect_all()
+    port.lower()
+    assert levels == [1, 0, 1]
+
+
+def test_a_ring_of_trigger_and_unmask_costs_little(event):
+    """A client that connects a level to what unmasks it is signalled for ever, but not as fast as can be."""
+    port = make_port(intx=True)
+    port.connect(IrqIndex.INTX, 0, event)
+    port.connect_unmask(IrqIndex.INTX, 0, event)
+    started = time.monotonic_ns()
+    port.raise_()
+    time.sleep(0.2)
+    port.lower()
+    milliseconds = (time.monotonic_ns() - started) // 1_000_000
+    assert 1 < port.counters["sent"] <= 64 * (milliseconds + 2)
+    port.close()

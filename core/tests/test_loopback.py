@@ -1,5 +1,6 @@
 """The loopback bus: the driver's view, and the seven services on it."""
 
+import os
 import random
 from pathlib import Path
 
@@ -175,3 +176,14 @@ def test_guest_memory_is_whole_pages(device, size):
 def test_too_many_vectors(function):
     with pytest.raises(InvalidArgument, match="4 vectors"):
         function.connect_irq(1, [-1] * 5)
+
+
+def test_fewer_descriptors_disconnect_the_others(device, function):
+    function.connect_irq(1, [events := os.eventfd(0, os.EFD_NONBLOCK)] * 4)
+    function.connect_irq(1, [-1, events])
+    function.config.write16(function.config.find_capability(0x05) + 2, 0x21)  # MSI: on, four messages
+    for vector in range(4):
+        device.interrupts.raise_(vector)
+    assert os.eventfd_read(events) == 1
+    assert device.interrupts.pending == (0, 2, 3)
+    os.close(events)

@@ -1,5 +1,7 @@
 """Write-protection of the loopback guest: TRAP, TRACK, sharing, unmap, close; and comparison."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -44,6 +46,13 @@ def memory(guest):
     memory.map(BASE, guest.size, descriptor=guest.descriptor)
     yield memory
     memory.close()
+
+
+def discard(guest, number):
+    """What a balloon does to a page."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.c_void_p(guest.address + number * PAGE_SIZE)
+    assert libc.madvise(address, ctypes.c_size_t(PAGE_SIZE), mmap.MADV_REMOVE) == 0, os.strerror(ctypes.get_errno())
 
 
 def trapping(guest, memory):
@@ -218,8 +227,15 @@ def test_tracking_reports_each_changed_page_once_in_order(guest, memory, asynchr
     assert ("asynchronous" in protector.mechanism) is asynchronous
     assert ("an old kernel" in protector.mechanism) is not asynchronous
     watched = [page(n) for n in range(0, PAGES, 2)]
+    guest.store(8 * PAGE_SIZE, b"to be discarded")
     protector.protect(watched)
     assert list(protector.collect()) == []
+    discard(guest, 8)
+    assert list(protector.collect()) == [page(8)], "a removed page has changed"
+    assert memory.read(page(8), 15) == bytes(15)
+    assert list(protector.collect()) == []
+    guest.store(8 * PAGE_SIZE, b"used again")
+    assert list(protector.collect()) == [page(8)]
     for number in (6, 2, 3, 62, 2):
         guest.store(number * PAGE_SIZE + 100, b"x")
     assert list(protector.collect()) == [page(2), page(6), page(62)]
@@ -304,6 +320,18 @@ def test_bad_pages_are_refused_whole(guest, memory):
 
 
 @needs_userfault
+def test_an_opener_that_fails_leaves_no_descriptor(memory):
+    def opener(asynchronous):
+        raise ProtectorBusy("somebody has it")
+
+    guest = GuestProtector(opener)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for mode in (ProtectMode.TRACK, ProtectMode.TRAP):
+        with pytest.raises(ProtectorBusy):
+            UserfaultProtector(guest, memory, mode)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_a_second_userfaultfd_is_a_named_error(guest, memory):
     protector = trapping(guest, memory)
     second = GuestProtector()
@@ -399,7 +427,7 @@ def test_arming_in_c_reports_the_first_bad_page():
     failed = ffi.new("uint64_t *")
     assert lib.umdev_protect_client_arm(client, ffi.new("uint64_t[]", [0x1000]), 1, failed) == -14
     assert failed[0] == 0x1000
-    lib.umdev_protect_client_close(client)
+    lib.umdev_protect_client_free(client)
     lib.umdev_protector_free(native)
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,13 @@ def test_buffers_are_apart_aligned_and_used_again(guest):
     guest.free(guest.allocate(SIZE - PAGE_SIZE))  # everything has grown together again
 
 
+def test_a_guest_that_is_too_large_leaves_no_descriptor():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UmdevError, match="address space"):
+        GuestMemory(1 << 50)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_a_closed_guest_says_so():
     guest = GuestMemory(SIZE)
     guest.close()
@@ -272,6 +280,74 @@ def test_a_model_tracks_and_translates(guest, space):
     guest.store(0x2000, b"y")
     assert list(memory.collect()) == []
     assert memory.translate(0x2010, 16) == space.translate(0x2010, 16)
+
+
+def test_an_unmap_between_the_look_and_the_pin_leaves_no_pin(guest, space):
+    """Another thread unmaps while a pin is under way: whoever comes first, nothing stays pinned or counted."""
+    services = Services(space)
+    memory = DeviceMemory(space, services)
+    translate, before = services.translator().translate, locked_pages()
+
+    class Racing:
+        def translate(self, *arguments):
+            if not unmapping.is_alive() and unmapping.ident is None:
+                unmapping.start()  # it has to wait for the pin
+                while space.find(0x3000) is not None:
+                    pass
+            return host
+
+    host = translate(Iova(0x3000), PAGE_SIZE, Protection.READ, 0)
+    services.translator = Racing
+    unmapping = threading.Thread(target=space.unmap, args=(0, SIZE))
+    with pytest.raises(InvalidArgument):
+        memory.pin(0x3000)
+    unmapping.join()
+    assert (memory.pinned, services.pins.pages, locked_pages()) == (0, 0, before)
+
+
+class Evicting:
+    """Maps one page at a time, and takes the one before away."""
+
+    def __init__(self, space, guest):
+        self.space = space
+        self.guest = guest
+
+    def map(self, address, length, protection, space):
+        page = address & -PAGE_SIZE
+        for mapping in self.space.mappings:
+            self.space.unmap(mapping.iova, mapping.length)
+        self.space.map(page, PAGE_SIZE, descriptor=self.guest.descriptor, offset=page)
+        return True
+
+
+class Single:
+    """Maps one page at a time, and keeps them."""
+
+    def __init__(self, space, guest):
+        self.space = space
+        self.guest = guest
+
+    def map(self, address, length, protection, space):
+        page = address & -PAGE_SIZE
+        self.space.map(page, PAGE_SIZE, descriptor=self.guest.descriptor, offset=page)
+        return True
+
+
+def test_a_transfer_over_thousands_of_maps_on_demand():
+    with GuestMemory(2000 * PAGE_SIZE) as guest:
+        space = AddressSpace()
+        memory = DeviceMemory(space, Services(space, Single(space, guest)))
+        assert memory.read(0, 1500 * PAGE_SIZE) == bytes(1500 * PAGE_SIZE)
+        assert len(space.mappings) == 1500
+        space.close()
+
+
+def test_a_mapper_that_brings_nothing_further_is_no_endless_loop(guest):
+    space = AddressSpace()
+    memory = DeviceMemory(space, Services(space, Evicting(space, guest)))
+    with pytest.raises(NotMapped):
+        memory.write(0, bytes(2 * PAGE_SIZE))
+    space.close()
 
 
 def test_memory_is_mapped_on_demand_where_the_host_does_so(guest):

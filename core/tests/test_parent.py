@@ -1,12 +1,29 @@
 """Parents: types, instances, creation and its errors."""
 
+import gc
+import threading
 import uuid
+from pathlib import Path
 
 import pytest
-from umdev.device import Device, DeviceType, InvalidArgument, NoInstanceLeft, NotFound, Parent, PciId
+from umdev.device import (
+    Block,
+    DeclarationError,
+    Device,
+    DeviceType,
+    Interrupts,
+    InvalidArgument,
+    MemoryBar,
+    NoInstanceLeft,
+    NotFound,
+    Parent,
+    PciId,
+    Window,
+)
 from umdev.device.parent import parse_uuid
 from umdev.errors import Conflict
 from umdev.instances import InstanceClaims
+from umdev.plugins import plugins
 
 ONE = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 
@@ -77,3 +94,52 @@ def test_a_device_that_fails_to_open_claims_nothing(parent, claims):
     with pytest.raises(OSError, match="no such host resource"):
         parent.create("failing", claims=claims)
     assert parent.available_instances("small-1", claims) == 4
+
+
+def test_a_device_that_an_addon_refuses_claims_nothing(parent, claims, monkeypatch):
+    def tell(hook, **_):
+        raise ExceptionGroup(hook, [ZeroDivisionError()])
+
+    monkeypatch.setattr(plugins(), "tell", tell)
+    with pytest.raises(ExceptionGroup):
+        parent.create("small-1", ONE, claims=claims)
+    assert parent.devices == {}
+    assert parent.available_instances("small-1", claims) == 4
+
+
+class Ram(Block["WithRam"]):
+    ram = Window(0, 4096)
+
+
+class WithRam(Device):
+    pci = PciId(vendor=1, device=1, class_code=0)
+    bar0 = MemoryBar(0, Ram, size=4096)
+
+
+class FailsToOpen(WithRam):
+    def on_open(self):
+        raise ZeroDivisionError
+
+
+class FailsToReset(WithRam):
+    def on_reset(self, kind):
+        self.after(1, self.on_open)
+        raise ZeroDivisionError
+
+
+class TableInRam(WithRam):
+    interrupts = Interrupts(msix=1, msix_bar=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [(FailsToOpen, ZeroDivisionError), (FailsToReset, ZeroDivisionError), (TableInRam, DeclarationError)],
+)
+def test_a_device_that_can_not_be_made_leaves_nothing(kind, error):
+    gc.collect()  # what earlier tests left
+    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    for _ in range(3):
+        with pytest.raises(error):
+            kind()
+    gc.collect()  # Python's mmap keeps a descriptor of its own
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before

@@ -61,6 +61,29 @@ def test_what_is_no_plain_data_is_named():
         state.save({"x": engine})
 
 
+def test_nested_containers_come_back_as_the_default_has_them():
+    class Ports:
+        fifos = State(lambda: [bytearray(2), deque(maxlen=3)])
+        pair = State(lambda: {"at": (1, 2)})
+
+    saving = Ports()
+    saving.fifos[0][:] = b"xy"
+    saving.fifos[1].append(4)
+    saving.fifos.append(5)
+    state.restore({"": (ports := Ports())}, state.save({"": saving}))
+    assert ports.fifos == [bytearray(b"xy"), deque([4]), 5]
+    assert ports.fifos[1].maxlen == 3
+    ports.fifos[0][0] = 1
+    assert ports.pair == {"at": (1, 2)}
+
+
+def test_a_set_without_an_order_is_named():
+    engine = Engine()
+    engine.seen = {1, "a"}
+    with pytest.raises(SaveError, match=r"x\.seen is a set"):
+        state.save({"x": engine})
+
+
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_restore_wants_exactly_the_declared_names(change):
     saved = state.save({"": Engine()})

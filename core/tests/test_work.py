@@ -1,8 +1,11 @@
 """Clocks and deferred work."""
 
 import contextlib
+import gc
+import sys
 import threading
 import time
+import weakref
 
 import pytest
 from umdev.device.clock import Clock, ManualClock
@@ -10,10 +13,26 @@ from umdev.device.work import MAXIMUM_PENDING, WorkQueue
 from umdev.errors import InvalidArgument, StateError
 
 
+class Lock:
+    """A lock that says when somebody comes for it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.locked = self._lock.locked
+        self.wanted = 0
+
+    def __enter__(self):
+        self.wanted += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+
 class Bed:
     def __init__(self, clock):
         self.clock = clock
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.failures = []
         self.ran = []
         self.queue = WorkQueue("test", clock, lambda: self.lock, lambda error, job: self.failures.append(error))
@@ -93,7 +112,7 @@ def test_a_paused_manual_clock_does_not_move(bed):
     assert (bed.clock.now, bed.ran) == (0, [])
 
 
-@pytest.mark.parametrize("delay", [-1, float("nan")])
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
 def test_time_does_not_go_back(bed, delay):
     with pytest.raises(InvalidArgument):
         bed.queue.after(delay, bed.note("never"))
@@ -118,14 +137,65 @@ def test_a_live_queue_runs_off_the_caller_and_waits_while_paused(live):
     until(lambda: live.ran == [("work", True)])
 
 
-def test_what_was_popped_before_a_clear_does_not_run(live):
+def wait_for_the_thread(live):
+    """Until the queue's thread waits for the device lock, which the caller holds."""
+    until(lambda: live.lock.wanted == 2)
+
+
+def test_what_waits_for_the_lock_is_cleared_too(live):
     with live.lock:
         live.queue.after(0, live.note("old life"))
-        until(lambda: not live.queue.pending)  # the thread has taken it and waits for the lock
+        wait_for_the_thread(live)
         live.queue.clear()
     live.queue.after(0, live.note("new life"))
     until(lambda: live.ran)
     assert [name for name, _ in live.ran] == ["new life"]
+
+
+def test_what_waits_for_the_lock_is_still_pending_and_stops_with_the_clock(live):
+    with live.lock:
+        work = live.queue.after(0, live.note("later"))
+        wait_for_the_thread(live)
+        assert live.queue.pending == [work], "or it would be missing from a snapshot"
+        live.clock.pause()
+    until(lambda: not live.lock.locked())
+    assert (live.ran, live.queue.pending) == ([], [work])
+    live.clock.resume()
+    until(lambda: live.ran)
+
+
+def test_a_guest_may_program_a_timer_for_the_end_of_time(live):
+    live.queue.after(2**64 / 1e9, live.note("in 584 years"))
+    time.sleep(0.01)  # the thread looks at it
+    live.queue.after(0, live.note("now"))
+    until(lambda: live.ran)
+
+
+def test_a_job_that_exits_ends_nothing(live):
+    live.queue.after(0, sys.exit)
+    live.queue.after(0, live.note("after"))
+    until(lambda: live.ran)
+    assert isinstance(live.failures[0], SystemExit)
+
+
+def test_cancelled_work_takes_no_room(bed):
+    for _ in range(MAXIMUM_PENDING + 10):
+        bed.queue.after(60, bed.note("rearmed")).cancel()
+    bed.queue.after(1, bed.note("real"))
+    bed.clock.advance(100)
+    assert [name for name, _ in bed.ran] == ["real"]
+
+
+@pytest.mark.parametrize("kind", [Clock, ManualClock])
+def test_a_clock_that_devices_share_forgets_the_closed_ones(kind):
+    clock = kind()
+    queue = WorkQueue("short-lived", clock, contextlib.nullcontext, lambda *_: None)
+    watcher = weakref.ref(queue)
+    queue.close()
+    queue.close()
+    del queue
+    gc.collect()
+    assert watcher() is None
 
 
 def test_an_idle_queue_has_no_thread():

@@ -5,6 +5,7 @@ import socket
 import statistics
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from umdev.errors import InvalidArgument, NotFound
@@ -72,6 +73,11 @@ def test_too_few_rounds():
 )
 def test_verdict(ratio, verdict):
     assert result(ratio, 2.0).verdict == verdict
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.0, "ok"), (3.75, "missed"), (3.76, "failed")])
+def test_a_known_miss_is_held_where_it_is(ratio, verdict):
+    assert replace(result(ratio, 2.0), reached=3.0).verdict == verdict
 
 
 def test_json_has_the_agreed_names():

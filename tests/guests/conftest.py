@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -62,6 +63,14 @@ class Command:
         """What `umdev show` says of a device."""
         return json.loads(self("show", uuid, "--json"))
 
+    def verify(self, lacks: frozenset[tuple[int, int]] = frozenset()) -> None:
+        """See that the running devices have met nothing but `lacks` (regions and offsets), and logged no trouble."""
+        for uuid in self._started:
+            shown = self.show(uuid)
+            assert {(entry["region"], entry["offset"]) for entry in shown["burn_down"]} == lacks
+            assert [shown["counters"][name] for name in ("faulted", "illegal")] == [0, 0]
+        assert not re.search(r"WARNING|ERROR|Traceback", self.logs()), self.logs()
+
     def stop_all(self) -> None:
         """Stop what was started."""
         while self._started:
@@ -77,17 +86,24 @@ class Command:
 
 
 @pytest.fixture
-def umdev(monkeypatch):
-    """The command, with directories of its own; at the end every device is stopped, and nothing may be left."""
+def umdev(monkeypatch, tmp_path):
+    """The command, with directories of its own.
+
+    At the end the models have failed in nothing and lacked no register that a driver touched, neither they nor QEMU
+    have complained, and after every device was stopped nothing is left.
+    """
     with TemporaryDirectory(prefix="umdev-") as folder:  # short: the path of a socket has at most 107 bytes
         command = Command(Path(folder) / "run")
         monkeypatch.setenv("UMDEV_RUNTIME_DIR", str(command.runtime))
         monkeypatch.setenv("UMDEV_CONFIG_DIR", str(Path(folder) / "config"))
         try:
             yield command
+            command.verify()
         finally:
             command.stop_all()
         assert list(command.runtime.rglob("*")) == []
+    for log in tmp_path.glob("guest*/qemu.log"):
+        assert [line for line in log.read_text().splitlines() if "warning:" not in line] == []
 
 
 @pytest.fixture

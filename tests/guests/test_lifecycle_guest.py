@@ -16,7 +16,7 @@ def test_reboots_and_a_killed_qemu(umdev, linux_guest, program, facts):
     options = {
         "files": {"/bin/edu_sysfs": program("edu_sysfs")},
         "qemu_args": device.arguments,
-        "timeout": 120,
+        "timeout": 240,
     }
     drive = f"edu_sysfs {BDF} registers dma"
 

@@ -23,6 +23,7 @@ COMMAND_SECONDS = 10.0
 SCRATCH, STATUS, COMMAND, ADDRESS, LENGTH, ARGUMENT, RESULT = 0x04, 0x08, 0x0C, 0x10, 0x18, 0x1C, 0x20
 BUSY, FAILED = 1, 2
 REGISTERS, WINDOW = 0, 2
+NONCE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,13 @@ class Demonstration:
 
     def passthrough(self) -> tuple[str, bool]:
         """A store by the driver is in the device's memory, and no access reached the device."""
-        nonce = secrets.token_bytes(16)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         before = self._accesses()
         with self._function.map_area(WINDOW) as window:
             window.write(0, nonce)
             seen = self._proof()["window"][: len(nonce)]
         trapped = self._accesses() - before
-        return f"driver stored {nonce.hex()}, device's memory holds {seen.hex()}, {trapped} accesses trapped", (
+        return f"driver stored {nonce.hex()}, device holds {seen.hex()}, {trapped} traps", (
             seen == nonce and trapped == 0
         )
 
@@ -87,7 +88,7 @@ class Demonstration:
         self._registers.read32(SCRATCH)  # a read returns after every write before it
         seen = self._proof()["trapped"][-1:]
         got = f"{seen[0]:#010x}" if seen else "nothing"
-        return f"driver wrote {nonce:#010x}, the model's handler got {got}", seen == [nonce]
+        return f"driver wrote {nonce:#010x}, handler got {got}", seen == [nonce]
 
     def interrupt(self) -> tuple[str, bool]:
         """The vector that the device signals is the one that the driver's eventfd reports."""
@@ -98,19 +99,19 @@ class Demonstration:
             self._registers.write32(ARGUMENT, nonce)
             self._command("INTERRUPT")
             counts = [interrupts.wait(vector, timeout=2.0 if vector == nonce else 0.0) for vector in range(VECTORS)]
-        return f"device signalled vector {nonce}, driver's eventfds counted {counts}", counts == [
+        return f"device signalled vector {nonce}, driver's counts are {counts}", counts == [
             int(vector == nonce) for vector in range(VECTORS)
         ]
 
     def map(self) -> tuple[str, bool]:
         """The device reads the driver's buffer and writes it back reversed."""
-        nonce = secrets.token_bytes(16)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         with self._buffer(len(nonce)) as buffer:
             buffer.write(0, nonce)
             self._range(buffer.address, len(nonce))
             self._command("REVERSE")
             seen = buffer.read(0, len(nonce))
-        return f"driver's buffer held {nonce.hex()}, the device left {seen.hex()}", seen == nonce[::-1]
+        return f"driver's buffer held {nonce.hex()}, device left {seen.hex()}", seen == nonce[::-1]
 
     def pin(self) -> tuple[str, bool]:
         """The kernel's count of locked memory grows by what was pinned, and shrinks again."""
@@ -122,7 +123,7 @@ class Demonstration:
             pinned = locked_bytes() - before
             self._command("UNPIN")
             after = locked_bytes() - before
-        return f"{nonce} pages pinned: VmLck +{pinned >> 10} kB, after unpin +{after >> 10} kB", (
+        return f"{nonce} pages: VmLck +{pinned >> 10} kB, unpinned +{after >> 10} kB", (
             pinned == nonce * PAGE_SIZE and after == 0
         )
 
@@ -142,13 +143,13 @@ class Demonstration:
             self._command("UNPROTECT")
             landed = buffer.read(page * PAGE_SIZE, 8)
         return (
-            f"{mode}: driver stored {nonce.hex()} at {address:#x}; reported {reported:#x}, memory holds {landed.hex()}",
+            f"{mode}: stored {nonce.hex()} at {address:#x}, reported {reported:#x}, landed {landed.hex()}",
             quiet == 0 and reported == address and landed == nonce,
         )
 
     def translate(self) -> tuple[str, bool]:
         """This process's memory at the address that the device got holds what the driver stored."""
-        nonce = secrets.token_bytes(16)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         with self._buffer(len(nonce)) as buffer:
             buffer.write(0, nonce)
             self._range(buffer.address, len(nonce))
@@ -156,7 +157,7 @@ class Demonstration:
             with Path("/proc/self/mem").open("rb", buffering=0) as memory:
                 memory.seek(host)
                 seen = memory.read(len(nonce))
-        return f"bus {buffer.address:#x} is host {host:#x}, which holds {seen.hex()}", seen == nonce
+        return f"{buffer.address:#x} is host {host:#x}: {nonce.hex()} stored, {seen.hex()} there", seen == nonce
 
     @contextlib.contextmanager
     def _buffer(self, size: int) -> Iterator[Any]:

@@ -9,9 +9,11 @@ from .memory.mapping import Mapping
 from .pci.indexes import IrqIndex, RegionIndex
 from .pci.interrupts import InterruptPort, VectorState
 from .pci.reset import ResetKind
+from .plugins import Row
 from .services import (
     Area,
     Decline,
+    Doorbell,
     InterruptSink,
     MemoryMapper,
     PagePinner,
@@ -31,6 +33,7 @@ __all__ = [
     "AttachmentState",
     "BoundServices",
     "Decline",
+    "Doorbell",
     "InterruptPort",
     "InterruptSink",
     "IrqIndex",
@@ -44,6 +47,7 @@ __all__ = [
     "Protection",
     "RegionIndex",
     "ResetKind",
+    "Row",
     "Service",
     "Translator",
     "Trap",

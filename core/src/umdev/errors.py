@@ -33,7 +33,10 @@ Each class also derives from the standard exception that fits, and carries `errn
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "BusMasterDisabled",

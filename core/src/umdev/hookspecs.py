@@ -87,7 +87,7 @@ def umdev_device_reset(device: Device, kind: ResetKind) -> None:
 
 @hookspec
 def umdev_memory_changed(attachment: Attachment) -> None:
-    """The address space gained or lost a map."""
+    """The address space gained or lost maps; told in the thread that did it, from before `umdev_attached` on."""
 
 
 @hookspec

@@ -8,6 +8,7 @@ from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
 from .memory.protect import GuestProtector, NativeClient, Notified, PageClient, UserfaultProtector
 from .memory.userfault import Userfault, adopt_userfault, open_userfault
+from .plugins import Row
 from .services import (
     Decline,
     MemoryMapper,
@@ -39,6 +40,7 @@ __all__ = [
     "PageWrite",
     "ProtectMode",
     "Protection",
+    "Row",
     "Service",
     "Translator",
     "Userfault",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from .addresses import HostVirt, Iova, RegionOffset
+if TYPE_CHECKING:
+    from .addresses import HostVirt, Iova, RegionOffset
 
 Decline: TypeAlias = Callable[[str], None]
 """A service hook calls `decline(reason)` and returns None when it can't serve; the reason reaches the user."""
@@ -39,6 +40,19 @@ class Area:
     region: int
     offset: RegionOffset
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A register that the driver may ring without a trap: `width` bytes at `offset` of a region.
+
+    `value`: the stores that ring are those of this value; None: all. What KVM calls an ioeventfd.
+    """
+
+    region: int
+    offset: RegionOffset
+    width: int
+    value: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,7 @@ class PageProtector(Service, Protocol):
         """The guarantee this protector gives."""
 
     def protect(self, pages: Sequence[Iova], notify: Callable[[PageWrite], None] | None = None) -> None:
-        """Arm pages (page-aligned addresses) in one batch. `notify` is called with the device lock held (TRAP, EMULATE).
+        """Arm pages (page-aligned addresses) in one batch. TRAP, EMULATE: `notify` is called with the device lock held.
 
         Raises: ProtectError, NotMapped.
         """

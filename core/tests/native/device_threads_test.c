@@ -107,6 +107,48 @@ static int intercept(void *context, uint32_t region, uint64_t offset, void *byte
     return UMDEV_OK;
 }
 
+/* The second register of an access ends, in one way or another, what the first one left pending. */
+enum ending { COMPLETE, ABORT, GONE };
+static enum ending ending;
+
+static int ends(void *device, const umdev_access *access, uint64_t *value)
+{
+    if (access->offset == 0) {
+        *value = 0x70C0;
+        return UMDEV_PENDING;
+    }
+    if (ending == COMPLETE)
+        CHECK(umdev_device_complete(device, 0x70C0, 0xCAFE) == 0);
+    else if (ending == ABORT)
+        umdev_device_abort_pending(device);
+    else
+        umdev_device_set_gone(device, 1);
+    *value = 0xBEEF;
+    return UMDEV_OK;
+}
+
+static void test_ended_within(void)
+{
+    static const int results[] = {[COMPLETE] = UMDEV_OK, [ABORT] = UMDEV_ABORT, [GONE] = UMDEV_GONE};
+    static const umdev_register both[] = {{.offset = 0, .count = 1, .width = 4, .on_read = UMDEV_CALL_NATIVE, .native = ends},
+                                          {.offset = 4, .count = 1, .width = 4, .cell = 4, .on_read = UMDEV_CALL_NATIVE,
+                                           .native = ends}};
+    for (ending = COMPLETE; ending <= GONE; ending++) {
+        uint64_t want = ending == COMPLETE ? 0xBEEF0000CAFEu : ones(8);
+        for (int waits = 0; waits < 2; waits++) {
+            struct fixture f = make(both, 2, 0x1000);
+            uint64_t value = 0;
+            int before = completions;
+            int result = waits ? umdev_device_access(f.device, 0, 0, &value, 8, 0, 0, 0)
+                               : umdev_device_start(f.device, 0, 0, &value, 8, 0, 0, 0, completed, NULL);
+            CHECK(result == results[ending] && value == want);
+            CHECK(completions == before); /* the call itself has told */
+            CHECK(umdev_device_complete(f.device, 0x70C0, 0) == -ENOENT);
+            drop(&f);
+        }
+    }
+}
+
 static void test_lock_and_intercept(void)
 {
     umdev_register r[] = {declare(RW, 0, 4, 0), declare(RW, 4, 4, 4)};
@@ -199,6 +241,7 @@ static void test_race(void)
 int main(void)
 {
     test_native();
+    test_ended_within();
     test_lock_and_intercept();
     test_race();
     puts("ok");

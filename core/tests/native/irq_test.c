@@ -88,6 +88,42 @@ static void test_intx(void)
     close(fd);
 }
 
+static int heard[2]; /* [level]: how often */
+
+static void hear(void *context, int level)
+{
+    *(int *)context = level;
+    heard[level]++;
+}
+
+static void test_level_listener(void)
+{
+    umdev_irq *irq = umdev_irq_new(1, 1, 0);
+    int pin = 0;
+    umdev_irq_set_level(irq, 1, 1);
+    umdev_irq_on_level(irq, hear, &pin);
+    CHECK(pin == 1 && heard[1] == 1); /* high already */
+    umdev_irq_set_level(irq, 2, 1);
+    umdev_irq_set_level(irq, 1, 0);
+    CHECK(heard[1] == 1 && heard[0] == 0); /* one level of all sources */
+    umdev_irq_mask(irq, UMDEV_IRQ_INTX, 0);
+    CHECK(pin == 1); /* masks are for eventfds */
+    umdev_irq_set_state(irq, UMDEV_IRQ_INTX_DISABLED);
+    CHECK(pin == 0);
+    umdev_irq_set_state(irq, 0);
+    CHECK(pin == 1);
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSI_ENABLED); /* the pin is forbidden then */
+    CHECK(pin == 0);
+    umdev_irq_set_state(irq, 0);
+    CHECK(pin == 1);
+    umdev_irq_reset(irq);
+    CHECK(pin == 0 && heard[1] == 3 && heard[0] == 3);
+    umdev_irq_disconnect_all(irq);
+    umdev_irq_set_level(irq, 0, 1);
+    CHECK(pin == 0);
+    umdev_irq_free(irq);
+}
+
 static void test_unmask_eventfd(void)
 {
     umdev_irq *irq = umdev_irq_new(1, 0, 0);
@@ -399,6 +435,7 @@ static void test_free_while_watched(void)
 int main(void)
 {
     test_intx();
+    test_level_listener();
     test_unmask_eventfd();
     test_descriptors();
     test_msi();

@@ -148,8 +148,8 @@ static void test_trap(void)
     CHECK(umdev_protector_unregister(guest.protector, page_of(&guest, 0)) == 0);
     CHECK(umdev_protector_unregister(guest.protector, page_of(&guest, 0)) == -ENOENT);
     CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == -EFAULT);
-    umdev_protect_client_close(one.client);
-    umdev_protect_client_close(two.client);
+    umdev_protect_client_free(one.client);
+    umdev_protect_client_free(two.client);
     guest_close(&guest);
 }
 
@@ -184,9 +184,9 @@ static void test_track(int asynchronous)
         store(&guest, 11, 1);
         CHECK(umdev_protect_client_collect(two, found, PAGES) == 1 && found[0] == pages[11]);
     }
-    umdev_protect_client_close(one);
+    umdev_protect_client_free(one);
     store(&guest, 0, 1);
-    umdev_protect_client_close(two);
+    umdev_protect_client_free(two);
     guest_close(&guest);
 }
 
@@ -194,6 +194,7 @@ static void test_track(int asynchronous)
  * and a page that is armed while nobody stores to it is told of the next store. */
 struct storm {
     struct guest guest;
+    umdev_protect_client *client; /* of test_close_in_use */
     _Atomic int stop;
     _Atomic unsigned told;
 };
@@ -227,7 +228,7 @@ static void *storm_clients(void *argument)
             if (i % 5 == 0)
                 CHECK(umdev_protect_client_disarm(client, pages + 2, 3) == 0);
         }
-        umdev_protect_client_close(client);
+        umdev_protect_client_free(client);
     }
     return NULL;
 }
@@ -267,7 +268,7 @@ static void test_storm(void)
         CHECK(device_load(&storm.guest, i) == 3 * 2000 / 8);
         CHECK(seen[i] == 3 * 2000 / 8); /* TRACK has missed none */
     }
-    umdev_protect_client_close(tracker);
+    umdev_protect_client_free(tracker);
     guest_close(&storm.guest);
 }
 
@@ -287,7 +288,7 @@ static void ending_told(void *context, uint64_t address)
     (void)address;
     atomic_store(&ending->entered, 1);
     if (ending->inside) {
-        umdev_protect_client_close(ending->client);
+        umdev_protect_client_free(ending->client);
         umdev_protector_free(ending->guest.protector);
     } else {
         while (!atomic_load(&ending->leave))
@@ -319,11 +320,74 @@ static void test_ending(int inside)
         atomic_store(&ending.leave, 1);
         umdev_protector_free(ending.guest.protector);
         CHECK(umdev_protect_client_arm(ending.client, &page, 1, &failed) == -ESRCH);
-        umdev_protect_client_close(ending.client);
+        umdev_protect_client_free(ending.client);
     }
     pthread_join(writer, NULL);
     CHECK(atomic_load(&ending.left)); /* the store has waited for the notification */
     CHECK(device_load(&ending.guest, 1) == 77);
+    munmap(ending.guest.own, PAGES * PAGE);
+    munmap(ending.guest.device, PAGES * PAGE);
+}
+
+/* A client is closed while other threads are in calls with it. */
+static void *closed_user(void *argument)
+{
+    struct storm *storm = argument;
+    umdev_protect_client *client = storm->client;
+    uint64_t pages[8], failed;
+    for (unsigned i = 0; i < 8; i++)
+        pages[i] = page_of(&storm->guest, i);
+    for (;;) {
+        int result = umdev_protect_client_arm(client, pages, 8, &failed);
+        CHECK(result == 0 || result == -ESRCH);
+        int64_t count = umdev_protect_client_collect(client, pages, 8);
+        CHECK(count >= 0 || count == -ESRCH);
+        umdev_protect_client_disarm(client, pages, 1);
+        if (count < 0) {
+            CHECK(umdev_protect_client_pages(client) == 0);
+            return NULL;
+        }
+    }
+}
+
+static void test_close_in_use(void)
+{
+    struct storm used = {0};
+    guest_open(&used.guest, 0);
+    used.client = umdev_protect_client_new(used.guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    pthread_t users[2];
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&users[i], NULL, closed_user, &used) == 0);
+    usleep(2000);
+    umdev_protect_client_close(used.client);
+    umdev_protect_client_close(used.client);
+    for (int i = 0; i < 2; i++)
+        pthread_join(users[i], NULL);
+    umdev_protect_client_free(used.client);
+    guest_close(&used.guest);
+}
+
+/* The guest ends while a notification waits for a device lock that the one who ends it holds. */
+static void test_free_under_lock(void)
+{
+    struct ending ending = {0};
+    umdev_device *device = umdev_device_new();
+    guest_open(&ending.guest, 0);
+    ending.client =
+        umdev_protect_client_new(ending.guest.protector, UMDEV_PROTECT_TRAP, device, ending_told, &ending);
+    uint64_t page = page_of(&ending.guest, 1), failed;
+    CHECK(umdev_protect_client_arm(ending.client, &page, 1, &failed) == 0);
+    CHECK(umdev_device_lock(device) == 0);
+    pthread_t writer;
+    CHECK(pthread_create(&writer, NULL, ending_store, &ending) == 0);
+    while (!umdev_protector_faults(ending.guest.protector))
+        usleep(100);
+    umdev_protector_free(ending.guest.protector);
+    pthread_join(writer, NULL);
+    umdev_device_unlock(device);
+    CHECK(!atomic_load(&ending.entered) && device_load(&ending.guest, 1) == 77);
+    umdev_protect_client_free(ending.client);
+    umdev_device_free(device);
     munmap(ending.guest.own, PAGES * PAGE);
     munmap(ending.guest.device, PAGES * PAGE);
 }
@@ -355,6 +419,8 @@ int main(void)
         close(userfault);
         test_track(1);
     }
+    test_close_in_use();
+    test_free_under_lock();
     test_busy();
     test_ending(0);
     test_ending(1);

@@ -108,6 +108,20 @@ def test_bytes_pass_both_ways_on_both_ports_at_once(card, device):
             os.close(host)
 
 
+def test_a_cleared_fifo_fills_again(card, device):
+    (path, _) = device.query("terminals")
+    host = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        port = card.bars[0]
+        start(port)
+        os.write(host, bytes(range(40)))
+        until(lambda: len(device.uarts[0].received) == 16)
+        port.write8(IIR, 0x03)
+        assert drain(port, 24) == bytes(range(16, 40))
+    finally:
+        os.close(host)
+
+
 def test_nothing_is_delivered_before_request_to_send(card, device):
     (path, _) = device.query("terminals")
     host = os.open(path, os.O_RDWR | os.O_NOCTTY)

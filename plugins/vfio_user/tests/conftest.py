@@ -117,7 +117,9 @@ class Sample(Device):
     ports = IoBar(5, Ports, size=16)
     errors: State[list[str]] = State(list, save=False)
     resets: State[list[str]] = State(list, save=False)
-    kinds: list[ResetKind]
+
+    def on_reset(self, kind: ResetKind) -> None:
+        self.resets.append(kind.name)
 
     def fetch(self) -> int:
         """The word at `address`, or all ones."""
@@ -232,7 +234,7 @@ class Served:
     def _run(self) -> None:
         try:
             self.server.run()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by close()
             self.failure = error
 
     def connect(self, *, negotiate: bool = True) -> Raw:

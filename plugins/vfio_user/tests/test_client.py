@@ -10,6 +10,8 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from umdev.errors import (
@@ -33,6 +35,15 @@ def eventually(check) -> None:
             return
         time.sleep(0.005)
     raise AssertionError("it did not happen")
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def read_for_ever(function: VfioUserFunction) -> None:
+    while True:
+        function.region_read(7, 0, 4)
 
 
 def test_regions(function) -> None:
@@ -167,7 +178,7 @@ def test_buffers_do_not_touch(function) -> None:
         function.allocate(0)
     buffers = [function.allocate(size) for size in (1, 4096, 8192, 4097)]
     ranges = sorted((buffer.address, buffer.address + buffer.size) for buffer in buffers)
-    assert all(end < start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(end < start for (_, end), (start, _) in pairwise(ranges))
     for buffer in buffers:
         buffer.free()
 
@@ -259,7 +270,7 @@ def test_services(function, device) -> None:
 
 def test_close(device) -> None:
     gc.collect()
-    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    before = descriptors(), threading.active_count()
     function = bus.open_function(device)
     buffer = function.allocate(4096)
     with pytest.raises(StateError, match="already attached"):
@@ -268,8 +279,8 @@ def test_close(device) -> None:
     function.close()
     buffer.free()
     assert device.attachment is None
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
-    for call in (lambda: function.region_read(0, 0, 4), lambda: function.reset(), lambda: function.allocate(1)):
+    assert (descriptors(), threading.active_count()) == before
+    for call in (lambda: function.region_read(0, 0, 4), function.reset, lambda: function.allocate(1)):
         with pytest.raises(Disconnected):
             call()
 
@@ -280,8 +291,7 @@ def test_server_that_goes(serve) -> None:
         function.enable()
         served.server.stop()
         with pytest.raises(Disconnected):
-            while True:
-                function.region_read(7, 0, 4)
+            read_for_ever(function)
 
 
 def test_paths(tmp_path) -> None:

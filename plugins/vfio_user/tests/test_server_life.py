@@ -34,7 +34,7 @@ def wait_until_detached(served, clients: int) -> None:
 
 def resources() -> tuple[int, int]:
     """Descriptors and lines of /proc/self/maps."""
-    return len(os.listdir("/proc/self/fd")), len(Path("/proc/self/maps").read_text().splitlines())
+    return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(Path("/proc/self/maps").read_text().splitlines())
 
 
 def resident() -> int:
@@ -100,6 +100,26 @@ def test_state_kept_or_lost(serve, device) -> None:
         served.server.close()
 
 
+def test_a_failing_add_on_turns_no_client_away(serve, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    served = serve()
+    detach = served.server.attachment.detach
+
+    def fail(kind):
+        detach(kind)
+        raise ExceptionGroup("add-ons", [RuntimeError("the tracer is broken")])
+
+    monkeypatch.setattr(served.server.attachment, "detach", fail)
+    for number in (1, 2):
+        raw = served.connect()
+        raw.enable()
+        raw.close()
+        wait_until_detached(served, number)
+    path = Path(served.server.socket_path)
+    served.server.close()
+    assert not path.exists()
+    assert "the tracer is broken" in caplog.text
+
+
 def test_end_at_any_byte(serve, device, memfd: int) -> None:
     """The connection ends after each prefix of a session."""
     served = serve()
@@ -144,9 +164,9 @@ def test_other_devices_are_not_affected(serve, tmp_path: Path) -> None:
         function.enable()
         bad = served.connect(negotiate=False)
         bad.put(9, bytes(16))
+        assert bad.get()[3] == errno.EPROTO
         with pytest.raises(EOFError):
-            while True:
-                bad.get()
+            bad.get()
         bad.close()
         assert function.bars[0].read32(0) == 0x5A3B1E
     other.close()
@@ -349,6 +369,17 @@ def test_wire_log(serve, tmp_path: Path, memfd: int) -> None:
     assert lines[4].endswith(" -> ok")
     assert lines[5] == f"COMMAND_99 id=105 payload= -> error={errno.EOPNOTSUPP} (Operation not supported)"
     assert lines[6:] == ["REGION_WRITE id=0 region=0 offset=0x4 count=4 data=01020304 no-reply", "DISCONNECTED"]
+
+
+def test_wire_log_of_dma_by_message(device, tmp_path: Path) -> None:
+    log = tmp_path / "wire.log"
+    with bus.open_function(device, share_memory=False, wire_log=log) as function:
+        function.enable()
+        with function.allocate(4096) as buffer:
+            device.memory.write(buffer.address, bytes(100_000 % 4096))
+    lines = [line for line in log.read_text().splitlines() if line.startswith("DMA_W")]
+    at = f"address={buffer.address:#x}"
+    assert lines == [f"DMA_WRITE id=0 {at} count=0", f"DMA_WRITE id=1 {at} count={100_000 % 4096}"]
 
 
 def test_peer_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_sparse_areas(raw) -> None:
     os.close(fd)
 
 
-def test_region_io_fds_are_none(raw) -> None:
+def test_region_io_fds_without_doorbells(raw) -> None:
     reply = raw.call(6, struct.pack("<IIII", 16, 0, 0, 0))
     assert reply == (0, struct.pack("<IIII", 16, 0, 0, 0), [])
 
@@ -139,7 +139,8 @@ def test_unknown_commands(raw) -> None:
     for command in (0, 11, 12, 14, 17, 18, 19, 0xFFFF):
         assert raw.call(command, bytes(40))[0] == errno.EOPNOTSUPP
     assert raw.call(16, struct.pack("<II", 16, 0x10001))[0] == errno.ENOTTY
-    assert raw.call(1, b"\0\0\0\0")[0] == errno.EINVAL  # VERSION again
+    for version in (b"\0\0\0\0", b"\1\0\0\0", b""):  # again
+        assert raw.call(1, version)[0] == errno.EINVAL
     # Without a reply nothing is said.
     raw.put(0xFFFF, bytes(8), flags=0x10)
     raw.put(13, b"too long", flags=0x10)
@@ -158,6 +159,15 @@ def test_reset(raw, memfd: int, irq: int) -> None:
     raw.write32(0, 0x24, 0)
     assert signals(irq) == 1
     assert raw.unmap(0, 0x1000) == 0
+
+
+def test_what_fails_unexpectedly(raw, device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An add-on, say, that raises while it hears of a reset: the client gets its answer and goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "reset", lambda kind: 1 / 0)
+        assert raw.call(13) == (errno.EIO, b"", [])
+    assert raw.call(13)[0] == 0
+    assert device.resets[-1] == "FLR"
 
 
 # DMA maps.

@@ -52,6 +52,19 @@ static void check_registers(struct edu *edu)
     fact("factorial", "%u", edu_factorial(edu->bar, 12));
 }
 
+/* Writes to a memory BAR wait for nobody; a read comes after all of them. */
+static void check_posted(struct edu *edu)
+{
+    uint32_t wrong = 0;
+    for (uint32_t i = 0; i < 20000; i++) {
+        edu_write(edu->bar, EDU_LIVENESS, edu->seed + i);
+        if (i % 1000 == 999) {
+            wrong += edu_read(edu->bar, EDU_LIVENESS) != ~(edu->seed + i);
+        }
+    }
+    fact("posted-wrong", "%u", wrong);
+}
+
 /* Out to the device and back, with the buffer and the page overwritten in between. */
 static void check_dma(struct edu *edu)
 {
@@ -88,6 +101,7 @@ static void check_bus_master(struct edu *edu)
     set_command(edu, PCI_COMMAND_MEMORY);
     edu_dma(edu->bar, edu->address, EDU_DMA_TO_GUEST);
     fact("unmastered-page-changed", "%u", difference(edu->page, before));
+    memcpy(edu->page, before, EDU_PAGE);
     edu_dma(edu->bar, edu->address, 0);
     set_command(edu, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     edu_dma(edu->bar, edu->address, EDU_DMA_TO_GUEST);
@@ -135,6 +149,7 @@ int main(int count, char **words)
         void (*run)(struct edu *);
     } checks[] = {
         {"registers", check_registers},
+        {"posted", check_posted},
         {"dma", check_dma},
         {"level", check_level},
         {"bus-master", check_bus_master},

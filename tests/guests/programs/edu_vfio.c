@@ -5,7 +5,6 @@
 
 #include "edu.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
 #include <poll.h>
@@ -77,7 +76,7 @@ static void unmap_page(struct edu *edu)
 
 static void connect_interrupt(struct edu *edu)
 {
-    char space[sizeof(struct vfio_irq_set) + sizeof(int32_t)] = {0};
+    _Alignas(struct vfio_irq_set) char space[sizeof(struct vfio_irq_set) + sizeof(int32_t)] = {0};
     struct vfio_irq_set *set = (struct vfio_irq_set *)space;
     edu->interrupt = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     need(edu->interrupt >= 0, "eventfd");

@@ -36,6 +36,8 @@ def command(
 
     The UUID of a defined device is enough. With --parent and --type, or --jsonfile, a device that is not defined is
     started; its UUID is printed if none was given. Devices of a parent that share state share one process.
+
+    QEMU must share its guest memory: -object memory-backend-memfd,id=ram,size=2G,share=on -machine memory-backend=ram
     """
     del force
     named = resolve(uuid, parent, type_, jsonfile)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import StateError
+from ..errors import InvalidArgument, StateError
 from ..pci.indexes import IrqIndex
 from ..pci.interrupts import VectorState
 from ..pci.reset import ResetKind
 from ..plugins import plugins
+from .doorbells import DoorbellWatch
 from .services import BoundServices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..device import Device
     from ..device.dispatch import NativeDevice
     from ..driver import RegionInfo
     from ..memory.address_space import AddressSpace
     from ..pci.interrupts import InterruptPort
-    from ..services import Area
+    from ..services import Area, Doorbell
 
 
 class AttachmentState(enum.Enum):
@@ -40,7 +42,7 @@ class Attachment:
 
     `hypervisor` names the plugin that offers category (b) services for this VM, if there is one. The state changes
     only by the methods below, from any thread, one at a time; a call that does not fit raises StateError and changes
-    nothing.
+    nothing, and so does one from a handler while another thread is in one of them.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Attachment:
         self.on_bar_moved: Callable[[int, int], None] | None = None
         """Called with (region index, address) under the device lock, for buses that place BARs themselves."""
         self._passed: frozenset[Area] | None = None
+        self._bells = DoorbellWatch(self.native)
+        self._unwatch: Callable[[], None] = lambda: None
         self._state = AttachmentState.DETACHED
         self._guard = threading.RLock()
 
@@ -92,6 +96,29 @@ class Attachment:
         """Vectors of each VFIO index: INTx, MSI, MSI-X, ERR, REQ."""
         return tuple(self.interrupts.vectors(index) for index in IrqIndex)
 
+    @property
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """What the driver may ring by an event instead of a trapped store, by region and offset."""
+        regions = sorted(self.device.regions.items())
+        return tuple(doorbell for _, region in regions for doorbell in region.doorbells())
+
+    def connect_doorbell(self, doorbell: Doorbell) -> int:
+        """An eventfd whose signal is a posted write of the doorbell's value (0 if it has none) by the driver.
+
+        All that holds for a write holds for it: closed gates, lock, trace, counters. Signals that come together are one
+        write; after the last one a write always begins. The descriptor is the attachment's until `detach`, and the same
+        one each time; hand it to whoever catches the driver's stores.
+
+        Raises: StateError; InvalidArgument if it is none of `doorbells`; TransportError when no descriptor is left.
+        """
+        with self._changing("connect_doorbell"):
+            self._expect(
+                "connect_doorbell", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED
+            )
+            if doorbell not in self.doorbells:
+                raise InvalidArgument(f"{self.device} has no such doorbell: {doorbell}")
+            return self._bells.connect(doorbell)
+
     def attach(self) -> None:
         """Bind the services that every driver needs and announce the attachment.
 
@@ -99,7 +126,7 @@ class Attachment:
 
         Raises: StateError; ServiceUnavailable if the bus can't trap a region or deliver interrupts; PluginError.
         """
-        with self._guard:
+        with self._changing("attach"):
             self._expect("attach", AttachmentState.DETACHED)
             self.device.claim_attachment(self)
             try:
@@ -108,6 +135,7 @@ class Attachment:
                 self._passed = self.services.passthroughs()
                 self.services.interrupts()
                 self.services.announce_mapper()
+                self._unwatch = self.memory.on_change(self._memory_changed)
                 self._state = AttachmentState.ATTACHED
                 plugins().tell("umdev_attached", attachment=self)
             except BaseException:
@@ -116,64 +144,93 @@ class Attachment:
 
     def run(self) -> None:
         """Let the driver in and time pass."""
-        with self._guard:
+        with self._changing("run"):
             self._expect("run", AttachmentState.ATTACHED)
             self.native.set_gone(False)
             self.device.clock.resume()
             self._state = AttachmentState.RUNNING
 
     def quiesce(self) -> None:
-        """Stop time and deferred work. When it returns no work is running, so state may be saved."""
-        with self._guard:
+        """Stop time and deferred work. When it returns no work is running (but the caller), so state may be saved."""
+        with self._changing("quiesce"):
             self._expect("quiesce", AttachmentState.RUNNING)
             self.device.clock.pause()
-            with self.native.locked():  # waits for the handler or work item that is running
-                self._state = AttachmentState.QUIESCED
+            if not self.native.held:
+                with self.native.locked():  # waits for the handler or work item that is running
+                    pass
+            self._state = AttachmentState.QUIESCED
 
     def resume(self) -> None:
         """Undo `quiesce`."""
-        with self._guard:
+        with self._changing("resume"):
             self._expect("resume", AttachmentState.QUIESCED)
             self.device.clock.resume()
             self._state = AttachmentState.RUNNING
 
     def reset(self, kind: ResetKind) -> None:
         """Reset the device; see `Device.reset`."""
-        with self._guard:
+        with self._changing("reset"):
             self._expect("reset", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
         self.device.reset(kind)
 
     def detach(self, kind: ResetKind | None = ResetKind.CLIENT_LOST) -> None:
         """Take the driver's side away: every map, pin, view, eventfd and service of it is released.
 
-        `kind` is the reset that the device gets; None keeps its state for the next driver.
+        `kind` is the reset that the device gets; None keeps its state for the next driver. What a model or an add-on
+        raises passes through when that is done.
         """
-        with self._guard:
+        with self._changing("detach"):
             self._expect("detach", AttachmentState.ATTACHED, AttachmentState.RUNNING, AttachmentState.QUIESCED)
             self.native.set_gone(True)
-            if kind is not None:
-                self.device.reset(kind)
-            self._release()
-            plugins().tell("umdev_detached", attachment=self)
+            with contextlib.ExitStack() as always:
+                always.callback(plugins().tell, "umdev_detached", attachment=self)
+                always.callback(self._release)
+                if kind is not None:
+                    self.device.reset(kind)
 
     def remove(self) -> None:
-        """Detach if need be, and close the device. May be called twice."""
-        with self._guard:
+        """Detach if need be, and close the device. May be called twice.
+
+        What a model or an add-on raises passes through when that is done.
+
+        Raises: StateError from the device's own handlers and work: it is detached then.
+        """
+        with self._changing("remove"):
             if self._state is AttachmentState.REMOVED:
                 return
-            if self._state is not AttachmentState.DETACHED:
-                self.detach()
-            self._state = AttachmentState.REMOVED
-            self.device.close()
+            try:
+                with contextlib.ExitStack() as always:
+                    always.callback(self.device.close)
+                    if self._state is not AttachmentState.DETACHED:
+                        self.detach()
+            finally:
+                if self.device.closed:
+                    self._state = AttachmentState.REMOVED
+
+    @contextlib.contextmanager
+    def _changing(self, call: str) -> Iterator[None]:
+        """Who changes the state may wait for the device lock, so who holds that lock can't wait for its turn."""
+        if not self._guard.acquire(blocking=not self.native.held):
+            raise StateError(f"{call}(): another thread is changing the attachment, and this one holds the device lock")
+        try:
+            yield
+        finally:
+            self._guard.release()
+
+    def _memory_changed(self) -> None:
+        plugins().tell("umdev_memory_changed", attachment=self)
 
     def _release(self) -> None:
+        self._bells.close()
         self.memory.unmap_all()
+        self._unwatch()
         self.interrupts.disconnect_all()
         self.interrupts.set_policy(VectorState.CORE)
         self.services.close()
         self.device.release_attachment(self)
         # A bus may attach the same device again later; what was bound or refused then says nothing about now.
         self.services = BoundServices(self)
+        self._bells = DoorbellWatch(self.native)
         self._passed = None
         self._state = AttachmentState.DETACHED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .attachment import Attachment
+
+log = logging.getLogger("umdev.attach")
 
 ServiceT = TypeVar("ServiceT", bound=Service)
 
@@ -101,11 +104,16 @@ class BoundServices:
             return dict(self._refused)
 
     def close(self) -> None:
-        """Close every bound service, last bound first. May be called twice."""
+        """Close every bound service, last bound first. May be called twice; never raises."""
         with self._guard:
             self._closed = True
-            while self._bound:
-                self._bound.popitem()[1].close()
+            bound, self._bound = self._bound, {}
+        # Without the guard: a protector waits for its notification, and that may be asking for a service right now.
+        for name, service in reversed(bound.items()):
+            try:
+                service.close()
+            except Exception:  # a plugin that breaks its promise must not keep the others' resources
+                log.exception("%s: closing %s failed", self._attachment.device, name)
 
     def _bind(self, name: str, ask: Callable[[], ServiceT]) -> ServiceT:
         with self._guard:

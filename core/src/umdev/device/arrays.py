@@ -42,16 +42,18 @@ class RegisterArray(Generic[RegisterT_co]):
         reset: int = 0,
         masked: bool = False,
         native: Native | None = None,
+        doorbell: bool | int = False,
         commit: Literal["low", "high"] | None = None,
     ) -> None:
         self.offset = offset
         self.count = count
         self.stride = kind.width if stride is None else stride
-        self.element: RegisterT_co = kind(offset, access, reset=reset, masked=masked, native=native)
+        self.element: RegisterT_co = kind(offset, access, reset=reset, masked=masked, native=native, doorbell=doorbell)
         if commit is not None:
             if not isinstance(self.element, Register64):
                 raise DeclarationError(f"an array of {kind.__name__} at {offset:#x}: only 64-bit registers commit")
             self.element.commit = commit
+            self.element.check_doorbell()
         if count < 1:
             raise DeclarationError(f"an array of {kind.__name__} at {offset:#x} has {count} elements")
         if self.stride < kind.width or self.stride % kind.width:

@@ -8,7 +8,9 @@ from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12
 
 from umdev.errors import DeclarationError
 
+from .arrays import RegisterArray
 from .blocks import Block, BlockT_co, extent, flatten
+from .registers import Register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +43,11 @@ class Bar(Generic[BlockT_co]):
             if offset + extent(declaration) > size:
                 end = offset + extent(declaration)
                 raise DeclarationError(f"{self}: {path} ends at {end:#x}, outside the region of {size:#x} bytes")
+            register = declaration.element if isinstance(declaration, RegisterArray) else declaration
+            if isinstance(register, Register) and register.doorbell is not False and register.width not in self.sizes:
+                raise DeclarationError(
+                    f"{self}: {path} is a doorbell of {register.width} bytes; sizes are {self.sizes}"
+                )
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

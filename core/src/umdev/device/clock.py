@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InvalidArgument
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NANOSECONDS = 1_000_000_000
+ListenerT = TypeVar("ListenerT")
 
 
 class Clock:
@@ -63,13 +66,19 @@ class Clock:
             self._lost_ns = present - now_ns
         self._changed()
 
-    def watch(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every pause, resume or jump; it must not block."""
+    def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after every pause, resume or jump; it must not block. Returns what ends it."""
         self._listeners.append(listener)
+        return functools.partial(_remove, self._listeners, listener)
 
     def _changed(self) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener()
+
+
+def _remove(listeners: list[ListenerT], listener: ListenerT) -> None:
+    with contextlib.suppress(ValueError):  # ended before
+        listeners.remove(listener)
 
 
 class ManualClock(Clock):
@@ -91,9 +100,13 @@ class ManualClock(Clock):
         """Jump without running anything."""
         self._now_ns = now_ns
 
-    def drive(self, runner: Callable[[int], int | None]) -> None:
-        """Register a work queue: `runner(until_ns)` runs its first item due by then and says when that was."""
+    def drive(self, runner: Callable[[int], int | None]) -> Callable[[], None]:
+        """Register a work queue: `runner(until_ns)` runs its first item due by then and says when that was.
+
+        Returns what ends it.
+        """
         self._runners.append(runner)
+        return functools.partial(_remove, self._runners, runner)
 
     def advance(self, seconds: float = 0.0) -> None:
         """Move time forward, running what becomes due in order of time, what it starts included.
@@ -108,6 +121,6 @@ class ManualClock(Clock):
         if self.paused:
             return
         # Due times first, so that work of two queues runs in the order of time.
-        while any(runner(until) is not None for runner in self._runners):
+        while any(runner(until) is not None for runner in tuple(self._runners)):
             pass
         self._now_ns = until

@@ -126,6 +126,7 @@ class Layout:
                     register.commit
                 ]
                 | (lib.UMDEV_REGISTER_LOCKLESS if register.native and register.native.lockless else 0)
+                | (lib.UMDEV_REGISTER_DOORBELL if register.doorbell is True else 0)
             )
             entry.on_read, entry.on_write = read, write
             entry.rw, entry.w1c, entry.w1s, entry.rc, entry.hide = masks.rw, masks.w1c, masks.w1s, masks.rc, masks.hide
@@ -170,6 +171,8 @@ def _callers(slot: Slot) -> tuple[int, int]:
             write = (
                 lib.UMDEV_CALL_OLD if _expect(slot, "write", 2, 3) == 3 else lib.UMDEV_CALL_VALUE
             )  # self, value, old
+    if slot.declaration.doorbell is not False and write == lib.UMDEV_CALL_NONE:
+        raise DeclarationError(f"{slot.owner.__name__}.{slot.name} is a doorbell that nothing answers: add on_write")
     return read, write
 
 

@@ -69,24 +69,21 @@ class DeviceMemory:
         try:
             return self._memory.read(address, length, space)
         except NotMapped as error:
-            self._map(error, Protection.READ, space)
-            return self.read(address, length, space=space)
+            return self._again(error, lambda: self._memory.read(address, length, space), Protection.READ, space)
 
     def read_into(self, address: int, buffer: Buffer, *, space: int = 0) -> None:
         """Fill a writable buffer; after an error its content is undefined. Raises: as `read`."""
         try:
             self._memory.read_into(address, buffer, space)
         except NotMapped as error:
-            self._map(error, Protection.READ, space)
-            self.read_into(address, buffer, space=space)
+            self._again(error, lambda: self._memory.read_into(address, buffer, space), Protection.READ, space)
 
     def write(self, address: int, data: Buffer, *, space: int = 0) -> None:
         """Store bytes; the driver sees them before any interrupt that is raised later. Raises: as `read`."""
         try:
             self._memory.write(address, data, space)
         except NotMapped as error:
-            self._map(error, Protection.WRITE, space)
-            self.write(address, data, space=space)
+            self._again(error, lambda: self._memory.write(address, data, space), Protection.WRITE, space)
 
     def read_u32(self, address: int, *, space: int = 0) -> int:
         """A little-endian 32-bit value. Raises: as `read`."""
@@ -147,19 +144,22 @@ class DeviceMemory:
 
         Raises: PinLimit, NotMapped, NotSupported (by message only), ServiceUnavailable.
         """
-        hosts = [(page, self.translate(page, PAGE_SIZE, space=space)) for page in _pages(address, pages)]
-        pinner = self._services.pinner()
-        done: list[tuple[HostVirt, int]] = []
-        try:
-            for host, count in _runs([host for _, host in hosts]):
-                pinner.pin(host, count)
-                done.append((host, count))
-        except BaseException:
-            for host, count in done:
-                pinner.unpin(host, count)
-            raise
+        wanted = _pages(address, pages)
+        self.ensure_mapped(address, pages * PAGE_SIZE, space=space)
+        translator, pinner = self._services.translator(), self._services.pinner()
         with self._lock:
-            for page, host in hosts:
+            # A page that is still mapped here is not taken by an unmap before `_forget` has had the lock.
+            hosts = [translator.translate(Iova(page), PAGE_SIZE, Protection.READ, space) for page in wanted]
+            done: list[tuple[HostVirt, int]] = []
+            try:
+                for host, count in _runs(hosts):
+                    pinner.pin(host, count)
+                    done.append((host, count))
+            except BaseException:
+                for host, count in done:
+                    pinner.unpin(host, count)
+                raise
+            for page, host in zip(wanted, hosts, strict=True):
                 known = self._pins.get((space, page))
                 self._pins[space, page] = _Pin(known.times + 1 if known else 1, host)
 
@@ -227,6 +227,17 @@ class DeviceMemory:
             for times, host in pins.values():
                 for _ in range(times):
                     pinner.unpin(host, 1)
+
+    def _again(self, error: NotMapped, transfer: Callable[[], Result], protection: Protection, space: int) -> Result:
+        """Map what was missing and try again, as often as that brings the transfer further."""
+        while True:
+            self._map(error, protection, space)
+            try:
+                return transfer()
+            except NotMapped as later:
+                if later.iova <= error.iova:
+                    raise
+                error = later
 
     def _map(self, error: NotMapped, protection: Protection, space: int) -> None:
         """Map what was missing; raises the error again where that can't be done, or did not help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -72,9 +73,21 @@ class Device:
         self.address_space.on_unmap(self._unmapped)
         self._interrupt_port = InterruptPort(type(self).interrupts)
         self._attachment: Attachment | None = None
+        self._closed = False
         self.memory = DeviceMemory(self.address_space, CurrentServices(self))
         self.work = WorkQueue(str(self), self.clock, self.native.locked, self._work_failed)
         self.regions: dict[int, Region] = {}
+        try:
+            self._build()
+            with self.native.locked():
+                self.on_open()
+                self._clear(ResetKind.POWER_ON)
+                self.on_reset(ResetKind.POWER_ON)
+        except BaseException:
+            self._release()
+            raise
+
+    def _build(self) -> None:
         for name, bar in self.bars.items():
             region = self.regions[bar.index] = Region(self.native, bar.index, bar, self)
             self.__dict__[name] = region.block
@@ -88,12 +101,8 @@ class Device:
         )
         self.native.add_callback_region(CONFIG_REGION, self.config.size, self.config.read, self.config.write)
         self._interrupt_port.install(self.native, self.regions)
-        self._closed = False
         self._framework: dict[int, frozenset[str]] = {}
         self._framework |= {id(owner): frozenset(vars(owner)) for owner in self.state_owners().values()}
-        with self.native.locked():
-            self.on_open()
-            self._reset(ResetKind.POWER_ON)
 
     def __str__(self) -> str:
         kind = self.context.type.id if self.context.type else type(self).__name__
@@ -105,7 +114,10 @@ class Device:
         """Take host resources. Called once, before the power-on reset, with the device lock held."""
 
     def on_reset(self, kind: ResetKind) -> None:
-        """Registers and states are at their reset values, nothing is pending. Device lock held."""
+        """Registers and states are at their reset values, nothing is pending. Device lock held.
+
+        An exception ends the construction of a device; later it is logged and counted like a handler's.
+        """
 
     def on_unmap(self, mapping: DmaMapping) -> None:
         """Guest memory is about to go: unpin and end views of it. Device lock held; DMA to it fails already."""
@@ -142,11 +154,15 @@ class Device:
 
         Any thread; from a handler too. RAM windows keep their bytes unless power or the client was lost.
         """
-        if self.native.held:
-            self._reset(kind)
-        else:
-            with self.native.locked():
-                self._reset(kind)
+        with contextlib.nullcontext() if self.native.held else self.native.locked():
+            self._clear(kind)
+            try:
+                self.on_reset(kind)
+            except Exception as error:
+                if self.native.raise_faults:
+                    raise
+                self.native.count_fault(error)
+                self._faulted(error, "on_reset")
         from ..plugins import plugins
 
         plugins().tell("umdev_device_reset", device=self, kind=kind)
@@ -164,11 +180,13 @@ class Device:
         """
         self._expect_open()
         with self.native.locked():
-            self._reset(ResetKind.POWER_ON)
+            self._clear(ResetKind.POWER_ON)
+            self.on_reset(ResetKind.POWER_ON)
             try:
                 saved.restore(self, saved_state)
             except BaseException:
-                self._reset(ResetKind.POWER_ON)
+                self._clear(ResetKind.POWER_ON)
+                self.on_reset(ResetKind.POWER_ON)
                 raise
 
     @property
@@ -184,35 +202,36 @@ class Device:
     def close(self) -> None:
         """End the device and free its instance. May be called twice.
 
-        Raises: StateError while it is attached.
+        What `on_close` or an add-on raises passes through when everything is given back.
+
+        Raises: StateError while it is attached, and from its own handlers and work.
         """
         if self._closed:
             return
         if self._attachment is not None:
             raise StateError(f"{self} is attached to {self._attachment.bus}: detach it first")
-        self._closed = True
-        self.work.close()
-        self.native.set_gone(True)
-        self.on_close()
-        self.memory.close()
-        self.address_space.close()
-        self._interrupt_port.close()
-        for region in self.regions.values():
-            region.close()
-        self.native.close()
-        if self.context.parent is not None:
-            self.context.parent.devices.pop(self.context.uuid, None)
-        if self.context.claim is not None:
-            self.context.claim.close()
+        if self.native.held:
+            raise StateError(f"{self} can't be closed with its lock held: its work may be waiting for that")
         from ..plugins import plugins
 
-        plugins().tell("umdev_device_closed", device=self)
+        self._closed = True
+        with contextlib.ExitStack() as always:
+            always.callback(plugins().tell, "umdev_device_closed", device=self)
+            always.callback(self._release)
+            self.work.close()
+            self.native.set_gone(True)
+            self.on_close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called: the device is good for nothing any more."""
+        return self._closed
 
     @property
     def attachment(self) -> Attachment | None:
@@ -275,8 +294,8 @@ class Device:
 
     # Inside.
 
-    def _reset(self, kind: ResetKind) -> None:
-        everything = kind is ResetKind.POWER_ON
+    def _clear(self, kind: ResetKind) -> None:
+        """All of a reset but what the model adds. The device lock is held."""
         self.work.clear()
         self.native.abort_pending()
         self.address_space.drain()
@@ -284,8 +303,22 @@ class Device:
         for region in self.regions.values():
             region.reset(windows=kind in (ResetKind.POWER_ON, ResetKind.CLIENT_LOST))
         self.config.reset(kind)
-        state.reset(self.state_owners(), everything=everything)
-        self.on_reset(kind)
+        state.reset(self.state_owners(), everything=kind is ResetKind.POWER_ON)
+
+    def _release(self) -> None:
+        """Give back what the core has taken, however far construction came."""
+        self._closed = True
+        self.work.close()
+        self.native.close()
+        self.memory.close()
+        self.address_space.close()
+        self._interrupt_port.close()
+        for region in self.regions.values():
+            region.close()
+        if self.context.parent is not None:
+            self.context.parent.devices.pop(self.context.uuid, None)
+        if self.context.claim is not None:
+            self.context.claim.close()
 
     def _unmapped(self, mapping: DmaMapping) -> None:
         self.on_unmap(mapping)

@@ -84,8 +84,8 @@ class Parent:
     ) -> Device:
         """Make a device and claim its instance; `device.close()` gives it back, and so does the end of the process.
 
-        Raises: NotFound (type), InvalidArgument (UUID or attribute), Conflict (UUID in use), NoInstanceLeft.
-        After a failure nothing is claimed.
+        Raises: NotFound (type), InvalidArgument (UUID or attribute), Conflict (UUID in use), NoInstanceLeft, what the
+        model raises, and an ExceptionGroup of what add-ons raise. After a failure nothing is claimed.
         """
         from ..plugins import plugins
 
@@ -103,7 +103,11 @@ class Parent:
             claim.close()
             raise
         self.devices[identity] = device
-        plugins().tell("umdev_device_created", device=device)
+        try:
+            plugins().tell("umdev_device_created", device=device)
+        except BaseException:
+            device.close()
+            raise
         return device
 
     def create_device(self, context: DeviceContext) -> Device:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from umdev._native import ffi
 from umdev.addresses import PAGE_MASK, RegionOffset
 from umdev.errors import SaveError, StateError
-from umdev.services import Area
+from umdev.services import Area, Doorbell
 
 from .bars import Bar, Rom
 from .layout import Layout, Slot
@@ -52,7 +52,11 @@ class Region:
         native.add_region(index, self.size)
         native.set_layout(index, self.layout.pointer, storage, self)
         self.block: Block[Any] = declaration.block(owner, self, 0, self.name)
-        self._make_windows()
+        try:
+            self._make_windows()
+        except BaseException:
+            self.close()
+            raise
         self.reset(windows=False)
 
     def __repr__(self) -> str:
@@ -89,6 +93,17 @@ class Region:
         slot = self.layout.slots[self.layout.by_offset[offset]]
         cell = slot.cell + element * slot.width
         return declaration.bind(path, self._cells[slot.width], cell // slot.width, self._address + cell)
+
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """What the driver may ring, in ascending order."""
+        found: list[Doorbell] = []
+        for slot in self.layout.slots:
+            value = slot.declaration.doorbell
+            if value is not False:
+                offsets = (slot.offset + element * slot.stride for element in range(slot.count))
+                told = None if value is True else value
+                found += [Doorbell(self.index, RegionOffset(offset), slot.width, told) for offset in offsets]
+        return tuple(sorted(found, key=lambda doorbell: doorbell.offset))
 
     def handler(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
         """The method that handles an event, bound to its live block."""

@@ -140,6 +140,11 @@ class Register:
 
     masked: the upper half of a write enables bits of the lower half, and reads as 0.
     native: a C handler for reads and writes instead of Python's.
+    doorbell: a bus may let the driver ring by an event instead of a store: True for a store of whatever value, a number
+    for a store of that one (others trap as usual). What rings is a store of the register's whole width. With True
+    nobody is told what was stored: on every bus the handler gets 0, and 0 is kept, so declare it WO or RO. A ring
+    overtakes and is overtaken by other accesses, and several that come together are one call of the handler: it takes
+    a ring as a hint to look at what the driver wrote elsewhere. After the last ring a handler always begins.
 
     Reading or setting `value` is one atomic load or store, from any thread; `value` is cut to the width, so `~value` is
     fine. `value |= x` is two steps: in a handler the lock makes them one, elsewhere take `native.locked()`. A register
@@ -165,6 +170,7 @@ class Register:
         reset: int = 0,
         masked: bool = False,
         native: Native | None = None,
+        doorbell: bool | int = False,
     ) -> None:
         kind = type(self).__name__
         if offset < 0 or offset % self.width:
@@ -178,6 +184,8 @@ class Register:
         self.reset_value = reset
         self.masked = masked
         self.native = native
+        self.doorbell = doorbell
+        self.check_doorbell()
 
     def __init_subclass__(cls) -> None:
         cls.mask = (1 << 8 * cls.width) - 1
@@ -192,6 +200,23 @@ class Register:
                     raise DeclarationError(f"{cls.__name__}.{name} overlaps {other}")
             taken[field.bits] = name
         cls.fields = MappingProxyType(fields)
+
+    def check_doorbell(self) -> None:
+        """For the core. Raises: DeclarationError for a doorbell that this register can't be."""
+        if self.doorbell is False:
+            return
+        what = f"{type(self).__name__} at {self.offset:#x}"
+        if self.doorbell is not True:
+            if not 0 <= self.doorbell <= self.mask:
+                raise DeclarationError(f"{what}: doorbell {self.doorbell:#x} does not fit in {self.width} bytes")
+            return
+        if self.masked or self.commit:
+            raise DeclarationError(f"{what}: a doorbell of any value is told none: it can't be masked or commit halves")
+        masks = self.masks
+        if masks.rw & ~masks.hide or masks.w1c or masks.w1s:
+            raise DeclarationError(
+                f"{what}: a doorbell of any value keeps none: declare it WO or RO, or name the value"
+            )
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -290,10 +315,12 @@ class Register64(Register):
         reset: int = 0,
         masked: bool = False,
         native: Native | None = None,
+        doorbell: bool | int = False,
         commit: Literal["low", "high"] | None = None,
     ) -> None:
-        super().__init__(offset, access, reset=reset, masked=masked, native=native)
+        super().__init__(offset, access, reset=reset, masked=masked, native=native, doorbell=doorbell)
         self.commit = commit
+        self.check_doorbell()
 
 
 def describe(path: str, fields: Mapping[str, Field], value: int) -> str:

@@ -6,6 +6,7 @@ What `save` returns is plain data (dict, list, str, int, bytes, None), so any se
 from __future__ import annotations
 
 import functools
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SaveError
@@ -43,8 +44,16 @@ def save(device: Device) -> dict[str, Any]:
 def restore(device: Device, saved: Mapping[str, Any]) -> None:
     """Make the device what was saved. The caller holds the device lock; nothing waits in the work queue.
 
-    Raises: SaveError if it was saved by another model or schema, or by a version that `Device.upgrade` refuses.
+    Raises: SaveError if it was saved by another model or schema, by a version that `Device.upgrade` refuses, or is
+    damaged.
     """
+    try:
+        _restore(device, saved)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise SaveError(f"this is no state of a {model_name(device)}: {type(error).__name__} {error}") from error
+
+
+def _restore(device: Device, saved: Mapping[str, Any]) -> None:
     if saved.get("schema") != SCHEMA:
         raise SaveError(f"this state has schema {saved.get('schema')!r}; this umdev reads {SCHEMA}")
     if saved["model"] != model_name(device):
@@ -54,15 +63,16 @@ def restore(device: Device, saved: Mapping[str, Any]) -> None:
     names = {region.name: region for region in device.regions.values()}
     if wrong := names.keys() ^ saved["regions"].keys():
         raise SaveError(f"BAR {min(wrong)} is only on one side")
-    jobs = [(_find_job(device, job["owner"], job["method"]), job) for job in saved["work"]]
+    jobs = [_find_job(device, **job) for job in saved["work"]]
+    clock_ns = _time(saved["clock_ns"])
     device.config.restore(saved["config"])
     for name, region in names.items():
         region.restore(saved["regions"][name])
     device.interrupts.restore(saved["interrupts"])
     state.restore(device.state_owners(), saved["state"])
-    device.clock.set_ns(saved["clock_ns"])
-    for method, job in jobs:
-        device.after(job["in_ns"] / NANOSECONDS, method, period=job["period_ns"] / NANOSECONDS)
+    device.clock.set_ns(clock_ns)
+    for method, in_ns, period_ns in jobs:
+        device.after(in_ns / NANOSECONDS, method, period=period_ns / NANOSECONDS)
 
 
 def model_name(device: Device) -> str:
@@ -93,9 +103,17 @@ def _save_work(device: Device, job: Callable[[], object], due_ns: int, period_ns
     )
 
 
-def _find_job(device: Device, path: str, method: str) -> Callable[[], object]:
-    owner = device.state_owners().get(path)
-    job = getattr(owner, method, None)
-    if owner is None or not callable(job):
-        raise SaveError(f"saved work calls {path or type(device).__name__}.{method}, which does not exist")
-    return job  # type: ignore[no-any-return]  # looked up by name
+def _find_job(
+    device: Device, owner: str, method: str, in_ns: int, period_ns: int
+) -> tuple[Callable[[], object], int, int]:
+    found = device.state_owners().get(owner)
+    # A method of the model: what was saved may come from elsewhere and must not name anything else.
+    if found is None or method.startswith("__") or not isinstance(getattr(type(found), method, None), FunctionType):
+        raise SaveError(f"saved work calls {owner or type(device).__name__}.{method}, which does not exist")
+    return getattr(found, method), _time(in_ns), _time(period_ns)
+
+
+def _time(nanoseconds: int) -> int:
+    if not 0 <= nanoseconds < 1 << 64 or not isinstance(nanoseconds, int):
+        raise SaveError(f"{nanoseconds!r} is no time in nanoseconds")
+    return nanoseconds

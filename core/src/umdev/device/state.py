@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, Generic, Self, TypeVar, overload
 
 from ..errors import DeclarationError, SaveError
@@ -18,7 +19,8 @@ class State(Generic[T]):
     `default` makes the value that holds after power-on and, unless `keep` is true, after every reset. With
     `save=False` it is a resource of the host (a socket, a terminal): neither saved nor reset.
     What is saved must be plain data: None, bool, int, float, str, bytes, bytearray, and list, tuple, dict, set or deque
-    of these.
+    of these. It comes back in the types that the default has at the same place, nested ones included; beyond that a
+    bytearray comes back as bytes, a tuple, set or deque as a list.
     """
 
     def __init__(self, default: Callable[[], T], *, keep: bool = False, save: bool = True) -> None:
@@ -83,8 +85,9 @@ def restore(owners: Mapping[str, object], values: Mapping[str, object]) -> None:
         raise SaveError(
             f"state {name} is {'missing from what was saved' if name in known else 'not declared any more'}"
         )
-    for name, (owner, attribute) in known.items():
-        setattr(owner, attribute, _like(values[name], getattr(owner, attribute)))
+    restored = {name: _like(values[name], getattr(*place)) for name, place in known.items()}
+    for name, place in known.items():
+        setattr(*place, restored[name])
 
 
 def _saved(owners: Mapping[str, object]) -> Iterator[tuple[str, str, object]]:
@@ -109,12 +112,33 @@ def _plain(value: object, path: str) -> object:
     if isinstance(value, (list, tuple, deque)):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item, path) for item in value)  # type: ignore[type-var]  # unorderable items raise here
+        try:
+            return sorted(_plain(item, path) for item in value)  # type: ignore[type-var]  # unorderable items raise here
+        except TypeError as error:
+            raise SaveError(f"{path} is a set whose items have no order, so it can't be saved: {error}") from error
     raise SaveError(f"{path} is a {type(value).__name__}, which can't be saved: keep plain data, or declare save=False")
 
 
-def _like(saved: Any, present: object) -> object:
-    """`saved` in the container type that the model uses."""
-    if isinstance(present, deque):
-        return deque(saved, present.maxlen)
-    return type(present)(saved) if isinstance(present, bytearray | tuple | set | frozenset) else saved
+def _like(saved: Any, present: Any) -> Any:
+    """`saved` in the container types of `present`, as far as that goes."""
+    kind: Any = type(present)
+    if kind not in _MADE_OF or not isinstance(saved, _MADE_OF[kind]):
+        return saved
+    if kind is dict:
+        return {key: _like(value, present.get(key)) for key, value in saved.items()}
+    if kind in (list, tuple, deque):
+        models = chain(present, repeat(None))
+        saved = [_like(item, next(models)) for item in saved]
+    return deque(saved, present.maxlen) if kind is deque else kind(saved)
+
+
+_MADE_OF: Mapping[type, Any] = {
+    dict: dict,
+    bytearray: bytes,
+    list: list,
+    tuple: list,
+    deque: list,
+    set: list,
+    frozenset: list,
+}
+"""What each container is saved as."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ Job: TypeAlias = Callable[[], object]
 
 MAXIMUM_PENDING = 65536
 """Items that may wait on one device: a guest must not grow a queue without bound."""
+LONGEST_SLEEP = 3600.0
+"""Seconds after which the thread looks again: what a guest programs may exceed what the C library can wait for."""
 
 
 @dataclass(order=True)
@@ -63,29 +66,29 @@ class WorkQueue:
         self._failed = failed
         self._wake = threading.Condition()
         self._heap: list[Work] = []
-        self._popped: Work | None = None  # taken off the heap, not finished: a reset must reach it too
+        self._running: Work | None = None  # off the heap: a reset from within must still end its periods
         self._sequence = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
-        if isinstance(clock, ManualClock):
-            clock.drive(self._run_due)
-        else:
-            clock.watch(self._notify)
+        self._forget = clock.drive(self._run_due) if isinstance(clock, ManualClock) else clock.watch(self._notify)
 
     def after(self, delay: float, job: Job, *, period: float = 0.0) -> Work:
         """Run `job` once `delay` seconds have passed on the clock, then every `period` seconds if that is not 0.
 
         Never runs it before returning, not even for a delay of 0. Any thread, any lock state.
 
-        Raises: InvalidArgument for a negative time; StateError when closed, or with more than 65,536 items waiting.
+        Raises: InvalidArgument for a negative or infinite time; StateError when closed, or with more than 65,536 items
+        waiting.
         """
-        if not (delay >= 0 and period >= 0):
-            raise InvalidArgument(f"{self._name}: a delay or period can't be negative: {delay}, {period}")
+        if not (0 <= delay < math.inf and 0 <= period < math.inf):
+            raise InvalidArgument(f"{self._name}: a delay or period can't be negative or infinite: {delay}, {period}")
         due = self._clock.now_ns + round(delay * NANOSECONDS)
         work = Work(due, next(self._sequence), job, round(period * NANOSECONDS))
         with self._wake:
             if self._closed:
                 raise StateError(f"{self._name}: the device is closed and takes no work")
+            if len(self._heap) >= MAXIMUM_PENDING:
+                self._heap = sorted(waiting for waiting in self._heap if not waiting.cancelled)
             if len(self._heap) >= MAXIMUM_PENDING:
                 raise StateError(
                     f"{self._name}: {MAXIMUM_PENDING} work items are waiting; the model starts more than it ends"
@@ -115,57 +118,67 @@ class WorkQueue:
             self._cancel_all()
             self._wake.notify()
             thread, self._thread = self._thread, None
+        self._forget()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _cancel_all(self) -> None:
-        for work in (*self._heap, *filter(None, [self._popped])):
+        for work in (*self._heap, *filter(None, [self._running])):
             work.cancelled = True
         self._heap.clear()
-
-    def _take(self) -> Work:
-        self._popped = heapq.heappop(self._heap)
-        return self._popped
 
     def _notify(self) -> None:
         with self._wake:
             self._wake.notify()
 
     def _serve(self) -> None:
-        while (work := self._next()) is not None:
-            self._run(work)
+        while self._wait():
+            self._run(None)
 
-    def _next(self) -> Work | None:
-        """Wait for the first due item; None when the queue closes."""
+    def _wait(self) -> bool:
+        """Until an item is due; False when the queue closes."""
         with self._wake:
             while not self._closed:
                 timeout = None
                 if self._heap and not self._clock.paused:
                     timeout = (self._heap[0].due_ns - self._clock.now_ns) / NANOSECONDS
                     if timeout <= 0:
-                        return self._take()
+                        return True
+                    timeout = min(timeout, LONGEST_SLEEP)
                 self._wake.wait(timeout)
-        return None
+        return False
 
     def _run_due(self, until_ns: int) -> int | None:
         with self._wake:
             if not self._heap or self._heap[0].due_ns > until_ns:
                 return None
-            work = self._take()
-        self._clock.set_ns(max(self._clock.now_ns, work.due_ns))
-        self._run(work)
-        return work.due_ns
+            due_ns = self._heap[0].due_ns
+        self._clock.set_ns(max(self._clock.now_ns, due_ns))
+        self._run(until_ns)
+        return due_ns
 
-    def _run(self, work: Work) -> None:
+    def _take(self, until_ns: int | None) -> Work | None:
+        """The first item that is due by `until_ns`, or by now. None: time was stopped, or a reset came, meanwhile."""
+        with self._wake:
+            self._running = None
+            if until_ns is not None or not self._clock.paused:
+                limit = self._clock.now_ns if until_ns is None else until_ns
+                if self._heap and self._heap[0].due_ns <= limit:
+                    self._running = heapq.heappop(self._heap)
+            return self._running
+
+    def _run(self, until_ns: int | None) -> None:
+        """Taken with the device lock held: what waits for the lock is still there to be saved, paused or cleared."""
         with self._lock():
-            if work.cancelled:  # by a reset that came between the pop and the lock
+            work = self._take(until_ns)
+            if work is None or work.cancelled:
                 return
             try:
                 work.job()
-            except Exception as error:  # noqa: BLE001  # a model's failure must not end its device's thread
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # a model's failure must not end its device's thread
                 self._failed(error, work.job)
-            if work.period_ns and not work.cancelled:
-                work.due_ns += work.period_ns
-                with self._wake:
-                    if not self._closed:
-                        heapq.heappush(self._heap, work)
+            with self._wake:
+                self._running = None
+                if work.period_ns and not work.cancelled and not self._closed:
+                    work.due_ns += work.period_ns
+                    heapq.heappush(self._heap, work)

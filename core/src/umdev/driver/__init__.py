@@ -3,6 +3,7 @@
 from .bar_view import BarView, ProbedBar
 from .config_view import ConfigView
 from .dma_buffer import DmaBuffer
+from .doorbell import DriverDoorbell
 from .function import Function
 from .interrupt_set import InterruptKind, InterruptSet
 from .region import MappedArea, RegionInfo
@@ -12,6 +13,7 @@ __all__ = [
     "BarView",
     "ConfigView",
     "DmaBuffer",
+    "DriverDoorbell",
     "Function",
     "InterruptKind",
     "InterruptSet",

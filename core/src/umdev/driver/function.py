@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .dma_buffer import DmaBuffer
+    from .doorbell import DriverDoorbell
 
 
 class Function(abc.ABC):
@@ -137,6 +138,18 @@ class Function(abc.ABC):
         if not 0 <= number < len(info.areas):
             raise InvalidArgument(f"region {index} of {self} has {len(info.areas)} areas; there is no {number}")
         return MappedArea(info, info.areas[number])
+
+    def doorbells(self, index: int) -> Mapping[int, DriverDoorbell]:
+        """What of region `index` can be rung without a trap, by offset: `function.doorbells(0)[0x1000].ring()`.
+
+        A bus that can't, or not for all, offers none, or fewer: a store does the same everywhere. Of several at one
+        offset, which ring for different values, the first is there. They end with the function.
+
+        Raises: InvalidArgument for a region that does not exist, StateError after `close`.
+        """
+        if index not in self.regions:
+            raise InvalidArgument(f"{self} has no region {index}")
+        return {}
 
     def enable(self, *, memory: bool = True, io: bool = True, bus_master: bool = True) -> None:
         """Set or clear the three enables of the Command register; other bits stay. Bits that the function has not stay

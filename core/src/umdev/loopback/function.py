@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..addresses import PAGE_MASK, PAGE_SIZE, Iova
 from ..attach import Attachment, AttachmentState
-from ..driver import DmaBuffer, Function, RegionInfo
+from ..driver import DmaBuffer, DriverDoorbell, Function, RegionInfo
 from ..errors import InvalidArgument, StateError
 from ..memory.guest import GuestMemory
 from ..memory.protect import UserfaultProtector
@@ -49,6 +49,7 @@ class LoopbackFunction(Function):
         self.device = device
         self.attachment = Attachment(device, "loopback", endpoint=self)
         self._closing = threading.Lock()
+        self._doorbells: dict[int, dict[int, DriverDoorbell]] = {}
         try:
             self.attachment.attach()
             self._regions = self.attachment.regions
@@ -85,18 +86,35 @@ class LoopbackFunction(Function):
             raise InvalidArgument(f"a DMA buffer of {size} bytes")
         return LoopbackBuffer(self.guest, (size + PAGE_MASK) & ~PAGE_MASK)
 
+    def doorbells(self, index: int) -> Mapping[int, DriverDoorbell]:
+        """All that the device declares. Raises: InvalidArgument, StateError after `close`."""
+        with self._closing:
+            self._expect_open()
+            if index not in self._regions:
+                raise InvalidArgument(f"{self} has no region {index}")
+            if index not in self._doorbells:
+                self._doorbells[index] = {
+                    bell.offset: DriverDoorbell(
+                        self.attachment.connect_doorbell(bell), bell.offset, bell.width, bell.value
+                    )
+                    for bell in self.attachment.doorbells
+                    if bell.region == index
+                }
+            return self._doorbells[index]
+
     def irq_count(self, index: int) -> int:
         """How many vectors the interrupt index has."""
         return self.attachment.interrupts.vectors(index)
 
     def connect_irq(self, index: int, descriptors: Sequence[int]) -> None:
-        """Signal eventfds. Raises: InvalidArgument."""
+        """Signal eventfds; vectors beyond them signal nothing any more. Raises: InvalidArgument."""
         self._expect_open()
         if len(descriptors) > self.irq_count(index):
             raise InvalidArgument(
                 f"{self} has {self.irq_count(index)} vectors of index {index}, not {len(descriptors)}"
             )
-        for vector, descriptor in enumerate(descriptors):
+        disconnected = [-1] * (self.irq_count(index) - len(descriptors))
+        for vector, descriptor in enumerate([*descriptors, *disconnected]):
             self.attachment.interrupts.connect(index, vector, descriptor)
 
     def disable_irq(self, index: int) -> None:
@@ -119,9 +137,14 @@ class LoopbackFunction(Function):
     def close(self) -> None:
         """Detach the device, with a reset as for a lost client. Buffers that were not freed end here."""
         with self._closing:
-            if self.attachment.state is not AttachmentState.DETACHED:
-                self.attachment.detach()
-            self.guest.close()
+            for bells in self._doorbells.values():
+                for bell in bells.values():
+                    bell.close()
+            try:
+                if self.attachment.state is not AttachmentState.DETACHED:
+                    self.attachment.detach()
+            finally:
+                self.guest.close()
 
     def protector(self, mode: ProtectMode) -> PageProtector:
         """For the bus's hook: reports stores through this function's mapping of guest memory. Raises: ProtectError."""

@@ -11,7 +11,7 @@ import errno
 import logging
 import threading
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
@@ -41,6 +41,8 @@ ADDRESS_END = 1 << 64
 
 SCRATCH = 1 << 16
 """Up to this many bytes are read through a buffer that is used again."""
+
+ListenerT = TypeVar("ListenerT")
 
 _BYTES = ffi.typeof("char[]")
 _ADDRESS = ffi.typeof("uint64_t *")
@@ -111,6 +113,7 @@ class AddressSpace:
         self._registry = threading.Lock()  # of _spaces; never held while a listener or the device lock is waited for
         self._listeners: list[Callable[[Mapping], None]] = []
         self._late_listeners: list[Callable[[Mapping], None]] = []
+        self._change_listeners: list[Callable[[], None]] = []
         self._closed = False
         self._hit = _NO_HIT  # a readable map of space 0 that has been read before; see `read`
         self._misses = 0
@@ -160,6 +163,7 @@ class AddressSpace:
             _check_table(lib.umdev_memory_insert(self.pointer, entry))
             maps.add(mapping)
             self._spaces[space] = maps
+        self._changed()
         return mapping
 
     def unmap(self, iova: int, length: int, space: int = 0) -> list[Mapping]:
@@ -184,6 +188,8 @@ class AddressSpace:
                     for mapping in gone:
                         maps.drop(mapping)
             self._release(gone)
+        if gone:
+            self._changed()
         return gone
 
     def unmap_all(self) -> list[Mapping]:
@@ -196,6 +202,8 @@ class AddressSpace:
                     _check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
                 self._spaces.clear()
             self._release(gone)
+        if gone:
+            self._changed()
         return gone
 
     def close(self) -> None:
@@ -222,14 +230,14 @@ class AddressSpace:
         `late` ones (pins, protection) come after the others (the model). Returns what ends it. An exception of a
         listener is logged; the memory goes anyway.
         """
-        listeners = self._late_listeners if late else self._listeners
-        listeners.append(listener)
+        return _listen(self._late_listeners if late else self._listeners, listener)
 
-        def cancel() -> None:
-            with contextlib.suppress(ValueError):
-                listeners.remove(listener)
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener()` after maps have come or gone, in the thread that did it, without locks of this object.
 
-        return cancel
+        Returns what ends it. An exception of a listener is logged.
+        """
+        return _listen(self._change_listeners, listener)
 
     # Access.
 
@@ -354,6 +362,13 @@ class AddressSpace:
                     logger.exception("on_unmap listener failed for %r", mapping)
             mapping.forget()
 
+    def _changed(self) -> None:
+        for listener in tuple(self._change_listeners):
+            try:
+                listener()
+            except Exception:  # what has changed has changed, whatever an observer makes of it
+                logger.exception("on_change listener failed")
+
     def _remember(self, iova: int) -> None:
         """Let `read` find the map at once next time. Called rarely: a reader of many maps must not pay for it."""
         with self._registry:
@@ -419,6 +434,16 @@ class AddressSpace:
         if mapping.poisoned:
             raise dma_error(POISONED, iova, length, iova, space, write=write)
         return mapping, backing
+
+
+def _listen(listeners: list[ListenerT], listener: ListenerT) -> Callable[[], None]:
+    listeners.append(listener)
+
+    def cancel() -> None:
+        with contextlib.suppress(ValueError):  # ended before
+            listeners.remove(listener)
+
+    return cancel
 
 
 def _check_range(iova: int, length: int, space: int) -> int:

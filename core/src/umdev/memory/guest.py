@@ -36,16 +36,23 @@ class GuestMemory:
     """
 
     def __init__(self, size: int, *, reserve: int = PAGE_SIZE) -> None:
-        """`reserve` bytes at the start are never allocated, so that no buffer has address 0."""
+        """`reserve` bytes at the start are never allocated, so that no buffer has address 0.
+
+        Raises: InvalidArgument, UmdevError where the host has no address space for it, OSError.
+        """
         if size <= 0 or size & PAGE_MASK or not 0 <= reserve <= size or reserve & PAGE_MASK:
             raise InvalidArgument(f"guest memory of {size:#x} bytes ({reserve:#x} reserved): whole pages are needed")
         self.size = size
         self.descriptor = os.memfd_create("umdev-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         """The memfd behind it, what a bus maps for the device; borrowed."""
-        os.ftruncate(self.descriptor, size)
-        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
-        self._backing = Backing.of_guest(self.descriptor, size)
+        try:
+            os.ftruncate(self.descriptor, size)
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            self._backing = Backing.of_guest(self.descriptor, size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
         self._base: Any = self._backing.native.host
         self._closed = False
         self._lock = threading.Lock()

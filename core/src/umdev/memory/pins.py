@@ -51,9 +51,9 @@ class PinTable:
         Raises: InvalidArgument (not in a map), PinLimit, MappingPoisoned.
         """
         wanted = _pages(address, pages)
-        # The registry is read before the lock is taken: unmap holds it the other way round.
-        writable = self._writable(address, pages)
         with self._lock:
+            # A map that is found here stays until `_forget` has had the lock.
+            writable = self._writable(address, pages)
             fresh = [page for page in wanted if page not in self._counts]
             done: list[tuple[int, int]] = []
             for start, length in _runs(fresh):

@@ -135,7 +135,8 @@ class GuestProtector:
         return NativeClient(self, mode, device, listener)
 
     def native_client(self, mode: ProtectMode, device: Any, notify: Any, context: Any) -> Any:
-        """A `umdev_protect_client *` of a mode; C plugins may pass their own `umdev_page_notify`.
+        """A `umdev_protect_client *` of a mode, to be freed by the caller; C plugins may pass their own
+        `umdev_page_notify`.
 
         The userfaultfd is opened by the first client, and opened anew when TRAP is asked for after TRACK.
 
@@ -170,10 +171,12 @@ class GuestProtector:
             try:
                 pagemap = os.open(self._pagemap, os.O_RDONLY | os.O_CLOEXEC)
                 userfault = self._open(True)
-            except (NotSupported, OSError) as error:
+            except BaseException as error:
                 if pagemap >= 0:
                     os.close(pagemap)
                     pagemap = -1
+                if not isinstance(error, (NotSupported, OSError)):
+                    raise
                 reason = f"; trapped and released at once: {error}"
         if pagemap < 0:
             userfault = self._open(False)
@@ -213,7 +216,10 @@ class NativeClient:
             self._handle = context = ffi.new_handle(listener)
         else:
             function, context = ffi.cast("umdev_page_notify", notify[0]), ffi.cast("void *", notify[1])
-        self._client = guest.native_client(mode, ffi.NULL if device is None else device.pointer, function, context)
+        pointer = guest.native_client(mode, ffi.NULL if device is None else device.pointer, function, context)
+        # Freed when the last thread that is in a call has left it, closed before.
+        self._client: Any = ffi.gc(pointer, lib.umdev_protect_client_free)
+        self._owner = device  # its C object outlives the client
         _open_clients.add(self)
 
     @property
@@ -252,7 +258,8 @@ class UserfaultProtector:
     TRAP: `notify` is called by the guest's handler thread with the device lock held, before the store lands, once for
     each time that the page was armed; after it the page is writable until it is armed again, which the notification
     itself can't do (`StateError`): defer it, then read the page. TRACK: see `collect`.
-    Stores through the guest's mapping are covered: not the device's own DMA, nor other mappings of the same memory.
+    Stores through the guest's mapping are covered, and pages that it gives back by madvise(2) count as changed: not the
+    device's own DMA, nor other mappings of the same memory, nor holes punched into the file alone.
     """
 
     def __init__(

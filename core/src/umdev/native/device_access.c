@@ -134,21 +134,23 @@ static int access_refused(const struct umdev_call *call, uint64_t offset, uint32
 }
 
 /* Waits for what is pending, or hands it over to the completion. The lock is held. */
-static int access_pending(struct umdev_call *call, struct umdev_transaction *transaction)
+static int access_pending(struct umdev_call *call, umdev_completion completion, void *context)
 {
     umdev_device *device = call->device;
-    if (atomic_load(&device->gone)) { /* who set it may have ended all pending accesses already: end this one here */
-        transaction->completion = NULL;
+    struct umdev_transaction *transaction = call->transaction;
+    if (atomic_load(&device->gone)) /* who set it may have ended all pending accesses already: end this one here */
         umdev_pending_end_all(device, UMDEV_GONE);
-    }
-    if (!transaction->completion) {
+    if (!completion || !transaction->waiting) {
         while (transaction->waiting)
             umdev_device_wait(device);
         return transaction->result;
     }
     struct umdev_transaction *kept = malloc(sizeof *kept);
-    if (kept)
+    if (kept) {
         *kept = *transaction;
+        kept->completion = completion;
+        kept->context = context;
+    }
     for (uint32_t i = 0; i < UMDEV_PENDING_LIMIT; i++) {
         if (device->pending[i].transaction != transaction)
             continue;
@@ -177,8 +179,7 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
 {
     bool write = flags & UMDEV_WRITE;
     bool posted = write && (flags & UMDEV_POSTED) && index != UMDEV_REGION_CONFIG; /* PCI posts no configuration write */
-    struct umdev_transaction transaction = {
-        .bytes = bytes, .length = length, .write = write, .completion = completion, .context = context};
+    struct umdev_transaction transaction = {.bytes = bytes, .length = length, .write = write};
     struct umdev_call call = {.device = device,
                               .region = &device->regions[index < UMDEV_REGION_COUNT ? index : 0],
                               .index = index,
@@ -206,9 +207,11 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
             umdev_count(&device->counters.unhandled);
             result = UMDEV_UNHANDLED;
         }
+        if (result == UMDEV_OK) /* a part that was pending may have ended badly before the rest was through */
+            result = transaction.result;
         if (transaction.waiting) {
             transaction.result = result;
-            result = access_pending(&call, &transaction);
+            result = access_pending(&call, completion, context);
         }
         if (call.locked)
             umdev_device_unlock(device);

@@ -58,7 +58,8 @@ enum umdev_register_flag {
     UMDEV_REGISTER_MASKED = 1,      /* the upper half of a write enables bits of the lower half */
     UMDEV_REGISTER_COMMIT_LOW = 2,  /* 64 bits: the upper half waits for a write to the lower one */
     UMDEV_REGISTER_COMMIT_HIGH = 4, /* 64 bits: the lower half waits for a write to the upper one */
-    UMDEV_REGISTER_LOCKLESS = 8     /* its native handler runs without the device lock */
+    UMDEV_REGISTER_LOCKLESS = 8,    /* its native handler runs without the device lock */
+    UMDEV_REGISTER_DOORBELL = 16    /* whatever is written counts as 0 in all bytes; neither masked nor with a commit rule */
 };
 /* What runs after a write is stored, or before a read is answered. */
 enum umdev_register_call {

@@ -63,14 +63,15 @@ struct umdev_region {
     void *context;
 };
 
-/* An access that waits for `umdev_device_complete`; on the stack of a waiting thread, else on the heap. */
+/* An access that waits for `umdev_device_complete`. While its thread is inside the access it is on that thread's stack and
+ * has no completion; one that nobody waits for moves to the heap then. */
 struct umdev_transaction {
     uint8_t *bytes;
     uint32_t length;
     uint32_t waiting; /* registers of this access still pending */
     bool write;
     int result;
-    umdev_completion completion; /* NULL: a thread waits */
+    umdev_completion completion; /* NULL: on a stack; else on the heap */
     void *context;
 };
 

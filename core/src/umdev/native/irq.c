@@ -14,11 +14,6 @@ static void irq_lock(umdev_irq *irq)
     pthread_mutex_lock(&irq->mutex);
 }
 
-static void irq_unlock(umdev_irq *irq)
-{
-    pthread_mutex_unlock(&irq->mutex);
-}
-
 /* The kernel names the descriptor's kind; anything else could block a write or end in a file. */
 static bool is_eventfd(int fd)
 {
@@ -59,13 +54,6 @@ static void send_signal(umdev_irq *irq, const umdev_irq_vector *vector)
     }
 }
 
-static void close_vector(umdev_irq_vector *vector)
-{
-    if (vector->fd >= 0)
-        close(vector->fd);
-    vector->fd = -1;
-}
-
 /* The VFIO index on which an interrupt would go out; -1 when none can. Enabling MSI or MSI-X forbids the INTx pin
  * (PCI Local Bus 3.0, 6.8.1.3 and 6.8.2.3). */
 static int active_index(const umdev_irq *irq)
@@ -79,12 +67,27 @@ static int active_index(const umdev_irq *irq)
     return irq->index[UMDEV_IRQ_INTX].count ? UMDEV_IRQ_INTX : -1;
 }
 
+/* The INTx pin as the bus sees it. */
+static bool asserted(const umdev_irq *irq)
+{
+    return irq->sources_high && !(irq->state & UMDEV_IRQ_INTX_DISABLED) && active_index(irq) == UMDEV_IRQ_INTX;
+}
+
+static void irq_unlock(umdev_irq *irq)
+{
+    if (irq->listener && irq->pin != asserted(irq)) {
+        irq->pin = !irq->pin;
+        irq->listener(irq->listener_context, irq->pin);
+    }
+    pthread_mutex_unlock(&irq->mutex);
+}
+
 /* Signal INTx if it is asserted, nothing holds it and somebody listens; each signal masks until the next unmask. */
 static void flush_intx(umdev_irq *irq)
 {
     umdev_irq_index_state *intx = &irq->index[UMDEV_IRQ_INTX];
 
-    if (!irq->sources_high || (irq->state & UMDEV_IRQ_INTX_DISABLED) || active_index(irq) != UMDEV_IRQ_INTX)
+    if (!asserted(irq))
         return;
     umdev_irq_vector *line = &intx->vectors[0];
     if (line->masked || line->fd < 0)
@@ -134,64 +137,6 @@ static void forget_pending(umdev_irq *irq, uint32_t index)
         irq->index[index].vectors[vector].pending = false;
 }
 
-umdev_irq *umdev_irq_new(int has_intx, uint32_t msi_vectors, uint32_t msix_vectors)
-{
-    const uint32_t counts[UMDEV_IRQ_COUNT] = {has_intx ? 1 : 0, msi_vectors, msix_vectors, 1, 1};
-
-    if (msi_vectors > UMDEV_MSI_MAX || msix_vectors > UMDEV_MSIX_MAX)
-        return NULL;
-    umdev_irq *irq = calloc(1, sizeof *irq);
-    if (!irq)
-        return NULL;
-    pthread_mutex_init(&irq->mutex, NULL);
-    atomic_init(&irq->references, 1);
-    irq->msi_allocated = 1;
-    irq->source_count = msix_vectors > UMDEV_INTX_SOURCES ? msix_vectors : UMDEV_INTX_SOURCES;
-    irq->sources = calloc(irq->source_count, sizeof *irq->sources);
-    irq->table = calloc(msix_vectors ? msix_vectors : 1, sizeof *irq->table);
-    bool complete = irq->sources && irq->table;
-    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++) {
-        umdev_irq_index_state *state = &irq->index[index];
-        state->vectors = calloc(counts[index] ? counts[index] : 1, sizeof *state->vectors);
-        if (!state->vectors) {
-            complete = false;
-            continue;
-        }
-        state->count = counts[index];
-        for (uint32_t vector = 0; vector < state->count; vector++)
-            state->vectors[vector].fd = -1;
-    }
-    if (!complete) {
-        umdev_irq_unref(irq);
-        return NULL;
-    }
-    umdev_msix_reset(irq);
-    return irq;
-}
-
-void umdev_irq_unref(umdev_irq *irq)
-{
-    if (atomic_fetch_sub_explicit(&irq->references, 1, memory_order_acq_rel) != 1)
-        return;
-    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++) {
-        for (uint32_t vector = 0; vector < irq->index[index].count; vector++)
-            close_vector(&irq->index[index].vectors[vector]);
-        free(irq->index[index].vectors);
-    }
-    free(irq->table);
-    free(irq->sources);
-    pthread_mutex_destroy(&irq->mutex);
-    free(irq);
-}
-
-void umdev_irq_free(umdev_irq *irq)
-{
-    if (!irq)
-        return;
-    umdev_irq_disconnect_all(irq);
-    umdev_irq_unref(irq);
-}
-
 uint32_t umdev_irq_vectors(const umdev_irq *irq, uint32_t index)
 {
     return index < UMDEV_IRQ_COUNT ? irq->index[index].count : 0;
@@ -214,7 +159,7 @@ int umdev_irq_connect(umdev_irq *irq, uint32_t index, uint32_t vector, int fd)
         return copy;
     irq_lock(irq);
     umdev_irq_index_state *state = &irq->index[index];
-    close_vector(&state->vectors[vector]);
+    umdev_irq_close_vector(&state->vectors[vector]);
     state->vectors[vector].fd = copy;
     if (state->reach <= vector)
         state->reach = vector + 1;
@@ -270,7 +215,7 @@ int umdev_irq_disable(umdev_irq *irq, uint32_t index)
     irq_lock(irq);
     umdev_irq_index_state *state = &irq->index[index];
     for (uint32_t vector = 0; vector < state->count; vector++) {
-        close_vector(&state->vectors[vector]);
+        umdev_irq_close_vector(&state->vectors[vector]);
         state->vectors[vector].masked = false;
         state->vectors[vector].pending = false;
     }
@@ -284,6 +229,16 @@ void umdev_irq_disconnect_all(umdev_irq *irq)
 {
     for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++)
         umdev_irq_disable(irq, index);
+    umdev_irq_on_level(irq, NULL, NULL);
+}
+
+void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context)
+{
+    irq_lock(irq);
+    irq->listener = listener;
+    irq->listener_context = context;
+    irq->pin = false;
+    irq_unlock(irq);
 }
 
 int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector)

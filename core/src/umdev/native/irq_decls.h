@@ -38,6 +38,11 @@ void umdev_irq_set_policy(umdev_irq *irq, int policy);
 int umdev_irq_connect(umdev_irq *irq, uint32_t index, uint32_t vector, int fd);
 /* INTx only: a write to this eventfd unmasks, as umdev_irq_unmask. One thread per process watches all of them. */
 int umdev_irq_connect_unmask(umdev_irq *irq, uint32_t index, uint32_t vector, int fd);
+/* For buses that drive INTx as a level (eventfds carry edges): called with each change of the pin, gates included, and
+ * at once when it is high. It runs with the mutex held: it must not wait, nor call anything here. NULL ends it, and so
+ * does umdev_irq_disconnect_all; none is running on return. */
+typedef void (*umdev_level_listener)(void *context, int level);
+void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context);
 int umdev_irq_mask(umdev_irq *irq, uint32_t index, uint32_t vector);
 int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector);
 /* Disconnect all vectors of an index and forget its masks and pending bits. */

@@ -1,4 +1,4 @@
-/* What irq.c, irq_watch.c and msix.c share; nobody else includes this. */
+/* What irq.c, irq_life.c, irq_watch.c and msix.c share; nobody else includes this. */
 #ifndef UMDEV_IRQ_PRIVATE_H
 #define UMDEV_IRQ_PRIVATE_H
 
@@ -50,6 +50,9 @@ struct umdev_irq {
     bool *sources;
     uint32_t source_count;
     uint32_t sources_high;
+    bool pin; /* what the listener knows of */
+    umdev_level_listener listener;
+    void *listener_context;
     umdev_irq_counters counters;
 };
 
@@ -58,6 +61,7 @@ void umdev_irq_flush_vector(umdev_irq *irq, uint32_t index, uint32_t vector);
 /* After power-on every entry is zero and masked. The mutex is held. */
 void umdev_msix_reset(umdev_irq *irq);
 
+void umdev_irq_close_vector(umdev_irq_vector *vector);
 void umdev_irq_unref(umdev_irq *irq);
 /* Watch `fd` (taken over) for `irq`, in place of an earlier one; -1 stops. 0 or a negative errno (fd is closed). */
 int umdev_irq_watch(umdev_irq *irq, int fd);

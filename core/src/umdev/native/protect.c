@@ -26,6 +26,13 @@ bool umdev_protect_wanted(const umdev_protector *protector, int slot, uint64_t p
     return false;
 }
 
+void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page)
+{
+    for (umdev_protect_client *client = protector->clients; client; client = client->next)
+        if (client->mode == UMDEV_PROTECT_TRACK && umdev_bit(client->bits[slot].watched, page))
+            umdev_bit_set(client->bits[slot].dirty, page);
+}
+
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous)
 {
     umdev_protector *protector = calloc(1, sizeof(*protector));
@@ -39,7 +46,7 @@ umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronou
         protector->references = 1;
         protector->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         error = protector->stop < 0 ? errno : 0;
-        if (!error && !asynchronous)
+        if (!error)
             error = -umdev_protect_serve(protector);
         if (!error)
             return protector;
@@ -118,6 +125,19 @@ uint64_t umdev_protector_faults(umdev_protector *protector)
     return faults;
 }
 
+/* Ends the thread of an asynchronous protector, which runs no notifications. The lock is held, and dropped meanwhile. */
+static void pause_thread(umdev_protector *protector)
+{
+    eventfd_t written;
+    protector->pausing = true;
+    pthread_mutex_unlock(&protector->lock);
+    eventfd_write(protector->stop, 1);
+    pthread_join(protector->thread, NULL);
+    eventfd_read(protector->stop, &written);
+    pthread_mutex_lock(&protector->lock);
+    protector->pausing = protector->served = false;
+}
+
 int umdev_protector_upgrade(umdev_protector *protector, int userfault)
 {
     pthread_mutex_lock(&protector->lock);
@@ -127,7 +147,8 @@ int umdev_protector_upgrade(umdev_protector *protector, int userfault)
         pthread_mutex_unlock(&protector->lock);
         return result;
     }
-    /* A mapping has one userfaultfd at a time. */
+    /* A mapping has one userfaultfd at a time, and it has that until nobody polls it. */
+    pause_thread(protector);
     close(protector->userfault);
     close(protector->pagemap);
     protector->userfault = userfault;
@@ -206,6 +227,7 @@ umdev_protect_client *umdev_protect_client_new(umdev_protector *protector, int m
     client->device = device;
     client->notify = notify;
     client->context = context;
+    client->references = 1;
     pthread_mutex_lock(&protector->lock);
     protector->references++;
     client->next = protector->clients;
@@ -225,14 +247,12 @@ static void client_drop(umdev_protect_client *client, int slot, uint64_t page, s
         umdev_protect_run_add(run, client->protector->ranges[slot].address + page * UMDEV_PAGE);
 }
 
-void umdev_protect_client_close(umdev_protect_client *client)
+/* With the lock held, which is dropped while a notification runs. */
+static void client_shut(umdev_protect_client *client)
 {
-    if (!client)
-        return;
     umdev_protector *protector = client->protector;
-    pthread_mutex_lock(&protector->lock);
-    client->closed = true;
     bool inside = protector->served && pthread_equal(pthread_self(), protector->thread);
+    client->closed = true;
     /* A notification holds the device lock: whoever holds that lock has none to wait for. */
     while (client->notifying && !inside)
         pthread_cond_wait(&protector->quiet, &protector->lock);
@@ -246,11 +266,33 @@ void umdev_protect_client_close(umdev_protect_client *client)
     }
     umdev_protect_run_flush(&run);
     umdev_protect_client **link = &protector->clients;
-    while (*link != client)
+    while (*link && *link != client)
         link = &(*link)->next;
-    *link = client->next;
-    if (!client->notifying)
-        free(client); /* else the thread does, when the notification returns */
+    if (*link)
+        *link = client->next;
+}
+
+void umdev_protect_client_close(umdev_protect_client *client)
+{
+    pthread_mutex_lock(&client->protector->lock);
+    client_shut(client);
+    pthread_mutex_unlock(&client->protector->lock);
+}
+
+void umdev_protect_client_unref(umdev_protect_client *client)
+{
+    if (--client->references == 0)
+        free(client);
+}
+
+void umdev_protect_client_free(umdev_protect_client *client)
+{
+    if (!client)
+        return;
+    umdev_protector *protector = client->protector;
+    pthread_mutex_lock(&protector->lock);
+    client_shut(client);
+    umdev_protect_client_unref(client);
     umdev_protect_unref(protector);
 }
 

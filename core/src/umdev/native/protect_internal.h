@@ -35,6 +35,7 @@ struct umdev_protect_client {
     int mode;
     bool closed;
     bool notifying;
+    uint32_t references; /* the owner's, and one while notifying */
     uint64_t watching; /* bits set in `watched` */
     struct umdev_protect_bits bits[UMDEV_PROTECT_RANGES_MAX];
 };
@@ -49,6 +50,7 @@ struct umdev_protector {
     bool asynchronous;
     bool lost;       /* the guest's address space is gone */
     bool served;     /* `thread` runs */
+    bool pausing;    /* `thread` ends for another one, not for good */
     bool free_later; /* by the thread itself */
     int stop;        /* eventfd */
     pthread_t thread;
@@ -61,9 +63,12 @@ struct umdev_protector {
 
 /* Everything here: with the lock held. */
 UMDEV_PROTECT_HIDDEN int umdev_protect_find(const umdev_protector *protector, uint64_t address); /* slot, -1: none */
+/* `page` of `slot` was stored to, or removed: those who track it will report it. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page);
 /* Whether some client still waits for a store to the page. */
 UMDEV_PROTECT_HIDDEN bool umdev_protect_wanted(const umdev_protector *protector, int slot, uint64_t page);
 UMDEV_PROTECT_HIDDEN int umdev_protect_serve(umdev_protector *protector); /* starts the thread */
+UMDEV_PROTECT_HIDDEN void umdev_protect_client_unref(umdev_protect_client *client);
 UMDEV_PROTECT_HIDDEN void umdev_protect_unref(umdev_protector *protector); /* unlocks; may free */
 
 static inline bool umdev_bit(const uint64_t *bits, uint64_t index)

@@ -9,14 +9,6 @@ enum {
     SCAN_GAP = 64       /* pages; to scan over them is cheaper than another request */
 };
 
-/* With the lock held: `page` of `slot` was stored to; it is armed again already. */
-static void mark(umdev_protector *protector, int slot, uint64_t page)
-{
-    for (umdev_protect_client *client = protector->clients; client; client = client->next)
-        if (umdev_bit(client->bits[slot].watched, page))
-            umdev_bit_set(client->bits[slot].dirty, page);
-}
-
 static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64_t end)
 {
     uint64_t base = protector->ranges[slot].address;
@@ -37,7 +29,7 @@ static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64
             return errno == ENOTTY || errno == EINVAL ? -EOPNOTSUPP : -errno;
         for (int i = 0; i < found; i++)
             for (uint64_t address = regions[i].start; address < regions[i].end; address += UMDEV_PAGE)
-                mark(protector, slot, (address - base) / UMDEV_PAGE);
+                umdev_protect_mark(protector, slot, (address - base) / UMDEV_PAGE);
         if (scan.walk_end <= scan.start)
             break;
         scan.start = scan.walk_end;

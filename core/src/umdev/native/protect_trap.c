@@ -10,8 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* With the protector's lock held; false when the client was closed while we waited. Polled rather than waited for, so
- * that a device whose clients are closed is never touched again. */
+/* With the protector's lock held; false when the client was closed, or the protector is being freed, while we waited.
+ * Polled rather than waited for, so that a device whose clients are closed is never touched again. */
 static bool client_enter(umdev_protector *protector, umdev_protect_client *client)
 {
     for (unsigned tries = 0; client->device && !umdev_device_trylock(client->device); tries++) {
@@ -22,7 +22,7 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
         else
             nanosleep(&pause, NULL);
         pthread_mutex_lock(&protector->lock);
-        if (client->closed)
+        if (client->closed || protector->lost)
             return false;
     }
     return true;
@@ -32,6 +32,7 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
 static void client_tell(umdev_protector *protector, umdev_protect_client *client, uint64_t address)
 {
     client->notifying = true;
+    client->references++;
     if (client_enter(protector, client)) {
         protector->serving = address;
         umdev_device *device = client->device;
@@ -43,28 +44,17 @@ static void client_tell(umdev_protector *protector, umdev_protect_client *client
         protector->serving = 0;
     }
     client->notifying = false;
-    if (client->closed) {
-        /* Closed by someone who waits for `quiet` (still in the list), or who could not wait. */
-        umdev_protect_client *listed = protector->clients;
-        while (listed && listed != client)
-            listed = listed->next;
-        if (!listed)
-            free(client);
-    }
+    umdev_protect_client_unref(client);
     pthread_cond_broadcast(&protector->quiet);
 }
 
-/* The next client that waits for a store to the page; its wish is fulfilled by that. */
+/* The next client that traps stores to the page; its wish is fulfilled by that. */
 static umdev_protect_client *take_client(umdev_protector *protector, int slot, uint64_t page)
 {
     for (umdev_protect_client *client = protector->clients; client; client = client->next) {
         struct umdev_protect_bits *bits = &client->bits[slot];
-        if (client->closed || !umdev_bit(bits->watched, page))
+        if (client->closed || client->mode == UMDEV_PROTECT_TRACK || !umdev_bit(bits->watched, page))
             continue;
-        if (client->mode == UMDEV_PROTECT_TRACK) {
-            umdev_bit_set(bits->dirty, page);
-            continue;
-        }
         umdev_bit_clear(bits->watched, page);
         client->watching--;
         return client;
@@ -74,12 +64,8 @@ static umdev_protect_client *take_client(umdev_protector *protector, int slot, u
 
 /* With the lock held. A client that arms the page again while another one is told is not told twice: the store faults
  * again instead, since the page stays protected. */
-static void page_changes(umdev_protector *protector, uint64_t address)
+static void page_changes(umdev_protector *protector, int slot, uint64_t page)
 {
-    int slot = umdev_protect_find(protector, address);
-    if (slot < 0)
-        return;
-    uint64_t page = (address - protector->ranges[slot].address) / UMDEV_PAGE;
     umdev_protect_client *told[16];
     for (unsigned turns = 0; turns < sizeof(told) / sizeof(told[0]); turns++) {
         umdev_protect_client *client = take_client(protector, slot, page);
@@ -92,7 +78,7 @@ static void page_changes(umdev_protector *protector, uint64_t address)
                 return;
             }
         told[turns] = client;
-        client_tell(protector, client, address);
+        client_tell(protector, client, protector->ranges[slot].address + page * UMDEV_PAGE);
     }
 }
 
@@ -100,8 +86,13 @@ static void serve_fault(umdev_protector *protector, uint64_t address)
 {
     pthread_mutex_lock(&protector->lock);
     protector->faults++;
-    page_changes(protector, address);
     int slot = umdev_protect_find(protector, address);
+    if (slot >= 0) {
+        uint64_t page = (address - protector->ranges[slot].address) / UMDEV_PAGE;
+        umdev_protect_mark(protector, slot, page);
+        page_changes(protector, slot, page);
+        slot = umdev_protect_find(protector, address); /* it may have gone in between */
+    }
     /* Armed again meanwhile: the store has to fault once more. */
     if (slot >= 0 && umdev_protect_wanted(protector, slot, (address - protector->ranges[slot].address) / UMDEV_PAGE))
         umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
@@ -110,17 +101,41 @@ static void serve_fault(umdev_protector *protector, uint64_t address)
     pthread_mutex_unlock(&protector->lock);
 }
 
+/* Those who trap the pages; those who track them know it since the message was read. */
 static void serve_remove(umdev_protector *protector, uint64_t start, uint64_t end)
 {
     pthread_mutex_lock(&protector->lock);
-    for (uint64_t address = start; address < end; address += UMDEV_PAGE)
-        page_changes(protector, address);
+    for (uint64_t address = start; address < end; address += UMDEV_PAGE) {
+        int slot = umdev_protect_find(protector, address);
+        if (slot >= 0)
+            page_changes(protector, slot, (address - protector->ranges[slot].address) / UMDEV_PAGE);
+    }
     pthread_mutex_unlock(&protector->lock);
 }
 
-static void serve_messages(umdev_protector *protector, const struct uffd_msg *messages, size_t count)
+/* What the kernel has to say, or a negative errno. Who removes pages goes on when the message has been read, so they are
+ * marked before anybody can collect. */
+static ssize_t take_messages(umdev_protector *protector, struct uffd_msg *messages)
 {
-    for (size_t i = 0; i < count; i++) {
+    pthread_mutex_lock(&protector->lock);
+    ssize_t bytes = read(protector->userfault, messages, UMDEV_PROTECT_MESSAGES_MAX * sizeof(*messages));
+    ssize_t count = bytes < 0 ? -errno : bytes / (ssize_t)sizeof(*messages);
+    for (ssize_t i = 0; i < count; i++) {
+        if (messages[i].event != UFFD_EVENT_REMOVE)
+            continue;
+        for (uint64_t at = messages[i].arg.remove.start; at < messages[i].arg.remove.end; at += UMDEV_PAGE) {
+            int slot = umdev_protect_find(protector, at);
+            if (slot >= 0)
+                umdev_protect_mark(protector, slot, (at - protector->ranges[slot].address) / UMDEV_PAGE);
+        }
+    }
+    pthread_mutex_unlock(&protector->lock);
+    return count;
+}
+
+static void serve_messages(umdev_protector *protector, const struct uffd_msg *messages, ssize_t count)
+{
+    for (ssize_t i = 0; i < count; i++) {
         if (messages[i].event == UFFD_EVENT_PAGEFAULT)
             serve_fault(protector, messages[i].arg.pagefault.address & ~(uint64_t)(UMDEV_PAGE - 1));
         else if (messages[i].event == UFFD_EVENT_REMOVE)
@@ -138,15 +153,14 @@ static void *serve(void *argument)
             break;
         if (ready[1].revents)
             break;
-        ssize_t bytes = read(ready[0].fd, messages, sizeof(messages));
-        if (bytes >= 0) {
-            serve_messages(protector, messages, (size_t)bytes / sizeof(messages[0]));
-        } else if ((errno != EAGAIN && errno != EINTR) || ready[0].revents & (POLLERR | POLLHUP)) {
+        ssize_t count = take_messages(protector, messages);
+        if (count >= 0)
+            serve_messages(protector, messages, count);
+        else if ((count != -EAGAIN && count != -EINTR) || ready[0].revents & (POLLERR | POLLHUP))
             break; /* the guest's process has ended */
-        }
     }
     pthread_mutex_lock(&protector->lock);
-    protector->lost = true;
+    protector->lost |= !protector->pausing;
     if (!protector->free_later) {
         pthread_mutex_unlock(&protector->lock);
         return NULL;

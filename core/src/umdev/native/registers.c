@@ -30,6 +30,8 @@ static bool decl_valid(const umdev_register *decl)
     bool commits = decl->flags & (UMDEV_REGISTER_COMMIT_LOW | UMDEV_REGISTER_COMMIT_HIGH);
     if (commits && (decl->width != 8 || decl->latch % 8))
         return false;
+    if ((decl->flags & UMDEV_REGISTER_DOORBELL) && (commits || (decl->flags & UMDEV_REGISTER_MASKED)))
+        return false;
     bool native = decl->on_read == UMDEV_CALL_NATIVE || decl->on_write == UMDEV_CALL_NATIVE;
     return decl->offset <= INT64_MAX - 8 && (!native || decl->native);
 }
@@ -41,7 +43,8 @@ static void slot_init(struct umdev_slot *slot, const umdev_register *decl)
     slot->ones = umdev_ones(decl->width);
     slot->free_load = decl->on_read == UMDEV_CALL_NONE && decl->rc == 0;
     slot->free_store = decl->on_write == UMDEV_CALL_NONE && decl->rw == slot->ones && decl->w1c == 0 &&
-                       decl->w1s == 0 && !commits && !(decl->flags & UMDEV_REGISTER_MASKED);
+                       decl->w1s == 0 && !commits &&
+                       !(decl->flags & (UMDEV_REGISTER_MASKED | UMDEV_REGISTER_DOORBELL));
     slot->lockless = (decl->flags & UMDEV_REGISTER_LOCKLESS) && !commits && decl->on_read <= UMDEV_CALL_NATIVE &&
                      decl->on_write <= UMDEV_CALL_NATIVE;
 }
@@ -380,6 +383,10 @@ void umdev_register_write(struct umdev_call *call, const struct umdev_slot *slot
     memcpy(&value, bytes, count);
     value <<= 8 * first;
 
+    if (decl->flags & UMDEV_REGISTER_DOORBELL) { /* the same whether it came as an access or as an event, without value */
+        touched = slot->ones;
+        value = 0;
+    }
     if ((decl->flags & (UMDEV_REGISTER_COMMIT_LOW | UMDEV_REGISTER_COMMIT_HIGH)) &&
         !commit(region, decl, element, &touched, &value)) {
         call->touched = true;

@@ -23,10 +23,9 @@ int umdev_userfault_open(int device, int user_only)
 int umdev_userfault_enable(int userfault, int asynchronous)
 {
     uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+    features |= UFFD_FEATURE_EVENT_REMOVE; /* a discarded page is a changed one, and keeps its write-protection */
     if (asynchronous)
         features |= UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED;
-    else
-        features |= UFFD_FEATURE_EVENT_REMOVE; /* a discarded page is a changed one */
     /* One that came over a socket may block; the handler thread polls. */
     int status = fcntl(userfault, F_GETFL);
     if (status < 0 || fcntl(userfault, F_SETFL, status | O_NONBLOCK))

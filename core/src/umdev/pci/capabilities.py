@@ -123,7 +123,7 @@ class Msix(Capability):
     """MSI-X: table and pending bit array in a memory BAR (PCI Local Bus 3.0, 6.8.2). `Interrupts` declares it.
 
     Without offsets both go to the top of the BAR, on pages of their own: the table first. With `table_offset` alone the
-    pending bits follow the table. Offsets are multiples of 8 (6.8.2.4, 6.8.2.5). They lie over what the BAR has there.
+    pending bits follow the table. Offsets are multiples of 8 (6.8.2.4, 6.8.2.5). The BAR has nothing else there.
 
     Raises: DeclarationError for none or more than 2048 vectors, a BAR index that is none, a crooked offset.
     """

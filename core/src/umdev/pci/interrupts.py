@@ -212,6 +212,14 @@ class InterruptPort:
             lib.umdev_irq_connect_unmask(self._irq, *self._place(index, vector), descriptor), index, vector, descriptor
         )
 
+    def on_level(self, listener: Any, context: Any = ffi.NULL) -> None:
+        """For buses that drive INTx as a level: a C `umdev_level_listener` (irq_decls.h) and its context, or NULL.
+
+        It is called with each change of the pin, gates included, and at once when that is high; `disconnect_all` ends
+        it. It must neither wait nor call this port.
+        """
+        lib.umdev_irq_on_level(self._irq, listener, context)
+
     def mask(self, index: int, vector: int) -> None:
         """Hold the vector back: a message pends, a level waits. Raises: InvalidArgument."""
         lib.umdev_irq_mask(self._irq, *self._place(index, vector))
@@ -262,7 +270,7 @@ class InterruptPort:
     def install(self, native: NativeDevice, regions: Mapping[int, _HasSize]) -> None:
         """Lay MSI-X table and pending bits over their BAR; `regions` has the BARs by index.
 
-        Raises: DeclarationError where they do not fit.
+        Raises: DeclarationError where they do not fit, or something else is there.
         """
         for capability in self.capabilities:
             if isinstance(capability, Msix):
@@ -273,7 +281,10 @@ class InterruptPort:
                     (place.table_offset, place.table_length, "umdev_irq_msix_table"),
                     (place.pba_offset, place.pba_length, "umdev_irq_msix_pba"),
                 ):
-                    native.overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
+                    try:
+                        native.overlay(place.bar, offset, length, ffi.addressof(lib, handler), self._irq, lockless=True)
+                    except InvalidArgument as error:
+                        raise DeclarationError(f"the MSI-X structures need room of their own: {error}") from error
 
     def reset(self) -> None:
         """Sources low, nothing pending, the MSI-X table as after power-on. Connections and client masks stay."""

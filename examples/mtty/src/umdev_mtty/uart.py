@@ -158,6 +158,8 @@ class Uart(Block["Card"]):
             self.received.clear()
         self.fifo_control = value & 0xC9
         self.update()
+        if self.port is not None:
+            self.port.wake()  # there may be room now
 
     @modem_control.on_write
     def write_modem_control(self, value: int) -> None:

@@ -106,7 +106,7 @@ class Client:
         except OSError as error:
             end.close()
             refused = SocketPathError(f"{path}: {error.strerror or error}")
-            refused.errno = error.errno
+            refused.errno = error.errno or errno.ENOTCONN
             raise refused from error
         return cls(end, memory=memory, timeout=timeout, capabilities=capabilities)
 

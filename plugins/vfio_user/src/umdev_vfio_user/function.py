@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from umdev.addresses import RegionOffset
-from umdev.driver import Function, RegionInfo
-from umdev.errors import InvalidArgument, ProtocolError
+from umdev.driver import DriverDoorbell, Function, RegionInfo
+from umdev.errors import InvalidArgument, NotSupported, ProtocolError, StateError
 from umdev.services import Area
 
 from .buffers import ClientBuffer, ClientMemory
 from .client import TIMEOUT, Client
+from .io_fds import decode_io_fds, expect_eventfd
 from .protocol import IrqAction, IrqData, RegionInfoFlag
 from .protocol import structs as layout
 from .protocol.constants import CAP_SPARSE_MMAP, IRQ_COUNT, MAX_FDS, REGION_COUNT, Command
 from .protocol.version import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from struct import Struct
 
 INFO_ROOM = 1 << 16
-"""Bytes of reply to GET_REGION_INFO: 4,000 areas."""
+"""Bytes of reply to GET_REGION_INFO, which are 4,000 areas, and to GET_REGION_IO_FDS."""
 
 MAX_CAPABILITIES = 16
 FIRST_BAR = 0x10
@@ -67,6 +70,9 @@ class VfioUserFunction(Function):
         self._posted = posted
         self._regions: dict[int, RegionInfo] = {}
         self._irq_counts: list[int] = []
+        self._asking = threading.Lock()
+        self._doorbells: dict[int, dict[int, DriverDoorbell]] = {}
+        self._bell_descriptors: list[int] = []
         self._closed = False
         try:
             self._discover()
@@ -140,6 +146,20 @@ class VfioUserFunction(Function):
         """Let the server signal a vector as a test of the connection."""
         self._set_irqs(index, vector, 1, IrqData.NONE, IrqAction.TRIGGER)
 
+    def doorbells(self, index: int) -> Mapping[int, DriverDoorbell]:
+        """What the server offers as ioeventfds (GET_REGION_IO_FDS); it is asked once per region.
+
+        Raises: InvalidArgument, StateError; ProtocolError for a bad answer; Disconnected, TransportError.
+        """
+        if index not in self._regions:
+            raise InvalidArgument(f"{self} has no region {index}")
+        with self._asking:
+            if self._closed:
+                raise StateError(f"{self} is closed")
+            if index not in self._doorbells:
+                self._doorbells[index] = self._ask_doorbells(index)
+            return self._doorbells[index]
+
     def reset(self) -> None:
         """DEVICE_RESET."""
         self._client.request(Command.DEVICE_RESET)
@@ -151,6 +171,12 @@ class VfioUserFunction(Function):
         self._closed = True
         self._client.close()
         self._memory.close()
+        with self._asking:
+            for bells in self._doorbells.values():
+                for bell in bells.values():
+                    bell.close()
+            for descriptor in self._bell_descriptors:
+                os.close(descriptor)
         for info in self._regions.values():
             if info.descriptor is not None:
                 os.close(info.descriptor)
@@ -188,6 +214,25 @@ class VfioUserFunction(Function):
             else:
                 self._irq_counts.append(_unpack(layout.IRQ_INFO, reply)[3])
 
+    def _ask_doorbells(self, index: int) -> dict[int, DriverDoorbell]:
+        question = layout.REGION_IO_FDS.pack(INFO_ROOM, 0, index, 0)
+        try:
+            reply, descriptors = self._client.request(Command.DEVICE_GET_REGION_IO_FDS, question)
+        except NotSupported:
+            return {}
+        try:
+            found: dict[int, DriverDoorbell] = {}
+            for part in decode_io_fds(reply, index, self._regions[index].size, len(descriptors)):
+                expect_eventfd(descriptors[part.descriptor])
+                bell = DriverDoorbell(descriptors[part.descriptor], part.offset, part.size, part.value)
+                found.setdefault(part.offset, bell)
+        except BaseException:
+            for unused in descriptors:
+                os.close(unused)
+            raise
+        self._bell_descriptors += descriptors
+        return found
+
     def _region_info(self, index: int) -> RegionInfo:
         question = layout.REGION_INFO.pack(INFO_ROOM, 0, index, 0, 0, 0)
         reply, descriptors = self._client.request(Command.DEVICE_GET_REGION_INFO, question)
@@ -216,7 +261,7 @@ class VfioUserFunction(Function):
         )
 
 
-def _unpack(form: layout.Struct, reply: bytes, start: int = 0) -> tuple[int, ...]:
+def _unpack(form: Struct, reply: bytes, start: int = 0) -> tuple[int, ...]:
     if start < 0 or start + form.size > len(reply):
         raise ProtocolError(f"a reply with {len(reply)} bytes, where {start + form.size} are needed")
     fields: tuple[int, ...] = form.unpack_from(reply, start)

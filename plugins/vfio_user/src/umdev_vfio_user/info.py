@@ -1,4 +1,4 @@
-"""What the device looks like: replies to the four GET requests."""
+"""What the device looks like: replies to GET requests."""
 
 from __future__ import annotations
 
@@ -50,11 +50,6 @@ def region_info(index: int, info: RegionInfo | None, room: int) -> tuple[bytes, 
     if needed > room:
         return payload, None
     return payload + capabilities, descriptor
-
-
-def region_io_fds(index: int) -> bytes:
-    """No part of a region is offered as an ioeventfd."""
-    return layout.REGION_IO_FDS.pack(layout.REGION_IO_FDS.size, 0, index, 0)
 
 
 def irq_info(index: int, counts: Sequence[int]) -> bytes:

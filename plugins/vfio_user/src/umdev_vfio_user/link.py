@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Link:
-    """`connect`, `run` and `disconnect` belong to one thread; everything else may be called from any."""
+    """`connect`, `run`, `send` and `disconnect` belong to one thread; everything else may be called from any."""
 
     def __init__(self, api: int, device: int) -> None:
         """Addresses of the process's `umdev_api` and of the `umdev_device`.
@@ -53,6 +53,8 @@ class Link:
             raise MemoryError
         self._pointer = pointer
         self._message = ffi.new("umdev_link_message *")
+        self.logging = False
+        """Whether `log` goes anywhere."""
 
     @property
     def transfer(self) -> Any:
@@ -71,6 +73,7 @@ class Link:
     def set_log(self, descriptor: int) -> None:
         """Log every message to the descriptor, which stays the caller's. -1 ends it. Raises: OSError."""
         _check(lib.umdev_link_set_log(self._open(), descriptor))
+        self.logging = descriptor >= 0
 
     def log(self, text: str) -> None:
         """One line of the log, in the order of the messages."""

@@ -7,10 +7,11 @@ import logging
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Literal, Self
 
 from umdev.bus import Attachment, ResetKind, api_address
-from umdev.errors import Disconnected, InvalidArgument, ProtocolError, StateError, TransportError
+from umdev.errors import InvalidArgument, StateError, TransportError
 
 from . import link as links
 from . import sockets
@@ -28,6 +29,9 @@ log = logging.getLogger("umdev.vfio_user")
 CONFIG_REGION = 7
 REPLY_TIMEOUT = 5.0
 """Seconds that DMA by message waits for the client."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds before another try when a connection can't be accepted."""
 
 
 class Server:
@@ -74,6 +78,7 @@ class Server:
         self._stopping = False
         self._running = threading.Lock()
         self._closed = False
+        self._ends = threading.RLock()  # what `stop` uses is not closed meanwhile; a signal may come while it is held
         self._inode = -1
         self._open_socket(descriptor)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -120,9 +125,10 @@ class Server:
     def stop(self) -> None:
         """End `run`, now and for good. Any thread, also a signal handler; may be called twice, and after `close`."""
         self._stopping = True
-        if not self._closed:
-            os.eventfd_write(self._wake, 1)
-            self._link.stop()
+        with self._ends:
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
+                self._link.stop()
 
     def close(self) -> None:
         """Stop, wait for `run`, give up the device and remove the socket. May be called twice."""
@@ -132,9 +138,11 @@ class Server:
         with self._running:
             if self._closed:
                 return
-            if self.device.attachment is self.attachment:
-                self.attachment.detach(self._kind)
-            self._release()
+            try:
+                if self.device.attachment is self.attachment:
+                    self._detach()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -182,15 +190,25 @@ class Server:
             ready = dict(waiting.poll())
             if self._listener.fileno() not in ready or self._stopping:
                 continue
-            client, _ = self._listener.accept()
-            try:
-                sockets.check_peer(client)
-            except TransportError as error:
-                log.warning("%s: %s", self.device, error)
-                client.close()
-                continue
-            return client
+            if (accepted := self._accept(self._listener)) is not None:
+                return accepted
         return None
+
+    def _accept(self, listener: socket.socket) -> socket.socket | None:
+        """The client that knocks; None if it may not come in, or can't."""
+        try:
+            client, _ = listener.accept()
+        except OSError as error:  # no descriptor left, most likely: it can wait
+            log.warning("%s: no connection: %s", self.device, error)
+            time.sleep(ACCEPT_PAUSE)
+            return None
+        try:
+            sockets.check_peer(client)
+        except TransportError as error:
+            log.warning("%s: %s", self.device, error)
+            client.close()
+            return None
+        return client
 
     def _serve(self, client: socket.socket) -> None:
         self.clients += 1
@@ -198,16 +216,23 @@ class Server:
         self._link.connect(client.detach())
         session = Session(self.attachment, self._link, vector_state=self._vector_state)
         self._link.log(f"CONNECTED client={self.clients}")
-        self.attachment.run()
         try:
+            self.attachment.run()
             self._loop(session)
         finally:
             self._link.log("DISCONNECTED")
             # First the link, so that nothing of the device waits for this client any more.
             self._link.disconnect()
-            self.attachment.detach(self._kind)
+            self._detach()
             if not self._stopping and self._listener is not None:
                 self._attach()
+
+    def _detach(self) -> None:
+        """Detaching finishes whatever models and add-ons raise; that is no reason to turn the next client away."""
+        try:
+            self.attachment.detach(self._kind)
+        except Exception:
+            log.exception("%s: a plugin failed while the client was let go", self.device)
 
     def _loop(self, session: Session) -> None:
         while True:
@@ -220,15 +245,16 @@ class Server:
                 return
             try:
                 session.answer(outcome.message)
-            except (ProtocolError, Disconnected) as error:
+            except TransportError as error:  # gone, too slow to take an answer, or against the protocol
                 log.warning("%s: %s", self.device, error)
                 return
 
     def _release(self) -> None:
-        self._closed = True
-        self.device.address_space.set_messages(links.NULL)
-        self._link.close()
-        os.close(self._wake)
+        with self._ends:
+            self._closed = True
+            self.device.address_space.set_messages(links.NULL)
+            self._link.close()
+            os.close(self._wake)
         for end in (self._listener, self._connected):
             if end is not None:
                 end.close()

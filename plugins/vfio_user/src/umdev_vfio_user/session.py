@@ -13,7 +13,8 @@ from umdev.errors import ProtocolError, UmdevError
 
 from . import irqs
 from .describe import describe, refusal
-from .info import device_info, irq_info, region_info, region_io_fds
+from .info import device_info, irq_info, region_info
+from .io_fds import encode_io_fds
 from .protocol import (
     Capabilities,
     Connection,
@@ -34,7 +35,7 @@ from .protocol import (
     decode_request,
     negotiate,
 )
-from .protocol.constants import Command
+from .protocol.constants import MAX_FDS, Command
 from .protocol.requests import FROM_CLIENT
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Session:
             DmaUnmap: self._dma_unmap,
             GetDeviceInfo: lambda _: Answer(device_info()),
             GetRegionInfo: self._region_info,
-            GetRegionIoFds: lambda request: Answer(region_io_fds(request.index)),
+            GetRegionIoFds: self._region_io_fds,
             GetIrqInfo: lambda request: Answer(irq_info(request.index, attachment.irq_counts)),
             SetIrqs: self._set_irqs,
             DeviceReset: self._reset,
@@ -83,35 +84,42 @@ class Session:
 
         Raises: ProtocolError when the connection must end; Disconnected, TransportError.
         """
-        request: Request | None = None
         try:
             try:
                 request, reply = self._serve(message)
             except UmdevError as error:
-                # What the client asked for is its own business; what breaks the protocol ends the connection.
-                code = error.errno or errno.EIO
-                self.link.log(describe(message, request, refusal(code)))
-                self.link.send(Connection.reply(message, error=code))
+                self._refuse(message, error.errno or errno.EIO)
+                # What a client asks for in vain is its own business; what breaks the protocol ends the connection.
                 if isinstance(error, ProtocolError) and not isinstance(error, Refused):
                     raise
                 log.debug("%s: %s", self.attachment.device, error)
+            except Exception:  # a model's reset or on_unmap may raise anything, and the client must get its answer
+                log.exception("%s: message %d failed", self.attachment.device, message.command)
+                self._refuse(message, errno.EIO)
             else:
-                self.link.log(describe(message, request, "ok"))
-                self.link.send(
-                    Connection.reply(message, reply.payload), reply.descriptors if message.wants_reply else ()
-                )
+                if self.link.logging:
+                    self.link.log(describe(message, request, "ok"))
+                data = Connection.reply(message, reply.payload)
+                self.link.send(data, reply.descriptors if data else ())
         finally:
             for descriptor in message.descriptors:
                 os.close(descriptor)
+
+    def _refuse(self, message: Message, code: int) -> None:
+        if self.link.logging:
+            self.link.log(describe(message, None, refusal(code)))
+        self.link.send(Connection.reply(message, error=code))
 
     def _serve(self, message: Message) -> tuple[Request, Answer]:
         if self.client is None:
             if message.command != Command.VERSION:
                 raise ProtocolError(f"command {message.command} before VERSION")
             return self._version(message)
+        if message.command == Command.VERSION:
+            raise Refused(errno.EINVAL, "VERSION again")
         request = decode_request(message, FROM_CLIENT)
         serve = self._answers.get(type(request))
-        if serve is None:  # a second VERSION; accesses never come here
+        if serve is None:  # C serves the accesses
             raise Refused(errno.EINVAL, f"command {message.command} has no place here")
         return request, serve(request)
 
@@ -154,6 +162,16 @@ class Session:
         info = self.attachment.regions.get(request.index)
         payload, descriptor = region_info(request.index, info, request.room)
         return Answer(payload, () if descriptor is None else (descriptor,))
+
+    def _region_io_fds(self, request: GetRegionIoFds) -> Answer:
+        assert self.client is not None, "VERSION came first"
+        bells = [bell for bell in self.attachment.doorbells if bell.region == request.index]
+        # What has no descriptor of its own in one message stays trapped: a shared one would not tell which was rung.
+        del bells[min(self.client.max_msg_fds, MAX_FDS) :]
+        region = self.attachment.device.regions.get(request.index)
+        ports = region is not None and region.kind == "io"
+        payload, fits = encode_io_fds(request.index, bells, request.room, ports=ports)
+        return Answer(payload, tuple(self.attachment.connect_doorbell(bell) for bell in bells) if fits else ())
 
     def _set_irqs(self, request: SetIrqs) -> Answer:
         irqs.apply(request, self.attachment.interrupts, self.attachment.irq_counts)

@@ -146,3 +146,10 @@ uint32_t access_once(int fd, uint16_t command, uint32_t region, uint64_t offset,
         memcpy(bytes, payload + 16, count);
     return 0;
 }
+
+void wait_until(atomic_int *value, int wanted)
+{
+    for (int i = 0; i < 5000 && atomic_load(value) != wanted; i++)
+        usleep(1000);
+    CHECK(atomic_load(value) == wanted);
+}

@@ -65,4 +65,9 @@ uint32_t get(int fd, wire_header *header, void *payload, uint32_t room);
 /* One access and its reply: the errno of the reply. */
 uint32_t access_once(int fd, uint16_t command, uint32_t region, uint64_t offset, void *bytes, uint32_t count);
 
+/* Fails when it does not happen within five seconds. */
+void wait_until(atomic_int *value, int wanted);
+
+void test_transfers(void); /* test_transfer.c */
+
 #endif

@@ -14,7 +14,7 @@ from umdev.errors import InvalidArgument
 __all__ = ["SLACK", "Pair", "Result", "Round", "Row", "measure", "one_cpu"]
 
 SLACK = 1.25
-"""`--check` fails where a ratio is over this many times its target: a shared machine is never quiet."""
+"""`--check` fails where a ratio is over this many times its limit: a shared machine is never quiet."""
 
 LEAST_ROUNDS = 7
 
@@ -32,11 +32,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the bench. `target` is the largest ratio that the design allows."""
+    """One line of the bench. `target` is the largest ratio that the design allows.
+
+    `reached`: where the target is missed for a reason that docs/explanation/speed gives, the ratio that holds instead.
+    `--check` keeps it from growing; the verdict is still `missed`.
+    """
 
     name: str
     target: float
     prepare: Callable[[], AbstractContextManager[Pair]]
+    reached: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Result:
     floor: float
     runs: int
     target: float
+    reached: float = 0.0
     unit: str = "ns"
 
     @property
@@ -58,10 +64,10 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """`ok`, `missed` (over the target), or `failed` (over the target and its slack)."""
+        """`ok`, `missed` (over the target), or `failed` (over target and `reached`, slack included)."""
         if self.ratio <= self.target:
             return "ok"
-        return "missed" if self.ratio <= self.target * SLACK else "failed"
+        return "missed" if self.ratio <= max(self.target, self.reached) * SLACK else "failed"
 
     def as_json(self) -> dict[str, object]:
         """The object that `--json` prints."""
@@ -100,6 +106,7 @@ def measure(row: Row, rounds: int, progress: Callable[[], None] = lambda: None) 
         floor=statistics.median(statistics.median(times) for times in floors),
         runs=rounds,
         target=row.target,
+        reached=row.reached,
     )
 
 

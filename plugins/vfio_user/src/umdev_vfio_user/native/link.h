@@ -141,6 +141,7 @@ int link_dispatch(umdev_link *link, const uint8_t *frame, const link_header *hea
 /* log.c */
 void link_log_access(umdev_link *link, const link_header *header, const link_region_access *access,
                      const uint8_t *bytes, int result);
+void link_log_transfer(umdev_link *link, const link_header *header, uint64_t iova, uint32_t count, int status);
 void link_log_flush(umdev_link *link);
 void link_log_close(umdev_link *link);
 

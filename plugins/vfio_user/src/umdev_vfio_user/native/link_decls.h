@@ -1,8 +1,8 @@
 /* The server's end of a vfio-user connection, without a directive: cffi reads this too.
  * A link lives as long as the device is served; clients come and go on it.
  *
- * Threads: `run`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `send`, `log` and `stop`
- * may be called from any thread. Functions return 0 or a negative errno unless they say otherwise.
+ * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `log` and `stop` may be
+ * called from any thread. Functions return 0 or a negative errno unless they say otherwise.
  */
 typedef struct umdev_link umdev_link;
 
@@ -28,7 +28,7 @@ enum umdev_link_region_flag {
 };
 
 /* How the client lays out DMA_READ and DMA_WRITE: the specification has a 64-bit count and data at offset 32,
- * QEMU 10.1 to 11.1 a 32-bit count and data at offset 28. */
+ * QEMU 10.1 a 32-bit count and data at offset 28. QEMU 11.1.3 does as specified. */
 enum umdev_link_layout {
     UMDEV_LINK_UNKNOWN = 0,
     UMDEV_LINK_SPECIFIED = 1,

@@ -43,6 +43,19 @@ void link_log_access(umdev_link *link, const link_header *header, const link_reg
     pthread_mutex_unlock(&link->log_mutex);
 }
 
+void link_log_transfer(umdev_link *link, const link_header *header, uint64_t iova, uint32_t count, int status)
+{
+    pthread_mutex_lock(&link->log_mutex);
+    if (link->log) {
+        fprintf(link->log, "%s id=%u address=0x%" PRIx64 " count=%" PRIu32,
+                header->command == LINK_COMMAND_DMA_READ ? "DMA_READ" : "DMA_WRITE", header->id, iova, count);
+        if (status)
+            fprintf(link->log, " error=%d", -status);
+        fputc('\n', link->log);
+    }
+    pthread_mutex_unlock(&link->log_mutex);
+}
+
 void umdev_link_log(umdev_link *link, const char *text)
 {
     pthread_mutex_lock(&link->log_mutex);

@@ -142,10 +142,12 @@ static int exchange(umdev_link *link, uint16_t command, uint64_t iova, uint8_t *
     link->request.answered = 1; /* what comes now is late */
     link->request.into = NULL;
     pthread_mutex_unlock(&link->mutex);
+    if (atomic_load_explicit(&link->logging, memory_order_relaxed))
+        link_log_transfer(link, &header, iova, count, status);
     return status;
 }
 
-/* A write of nothing is harmless and tells the layouts apart: QEMU answers with a bare header, others as specified. */
+/* A write of nothing is harmless and tells the layouts apart: QEMU 10.1 answers with a bare header. */
 static int find_layout(umdev_link *link, uint64_t iova, const deadline *end)
 {
     uint8_t nothing = 0;

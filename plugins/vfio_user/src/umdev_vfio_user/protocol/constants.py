@@ -96,6 +96,17 @@ CAP_SPARSE_MMAP = 1
 """vfio.h, VFIO_REGION_INFO_CAP_SPARSE_MMAP."""
 
 
+IO_FD_IOEVENTFD = 0
+"""Specification, VFIO_USER_IO_FD_TYPE_IOEVENTFD."""
+
+
+class IoEventFdFlag(enum.IntFlag):
+    """kvm.h, KVM_IOEVENTFD_FLAG_*."""
+
+    DATAMATCH = 1
+    PIO = 2
+
+
 class IrqInfoFlag(enum.IntFlag):
     """vfio.h, VFIO_IRQ_INFO_*."""
 

@@ -87,7 +87,7 @@ def _version(message: Message) -> Request:
 def _dma_map(message: Message) -> Request:
     argsz, flags, offset, address, size = _fixed(message, structs.DMA_MAP)
     _require(argsz >= structs.DMA_MAP.size, f"DMA_MAP argsz {argsz}")
-    _require(flags and not flags & ~3, f"DMA_MAP flags {flags:#x}")
+    _require(flags != 0 and not flags & ~3, f"DMA_MAP flags {flags:#x}")
     _range(address, size)
     _require(len(message.descriptors) <= 1, f"DMA_MAP with {len(message.descriptors)} descriptors")
     _require(offset <= (1 << 63) - size, f"DMA_MAP offset {offset:#x}")

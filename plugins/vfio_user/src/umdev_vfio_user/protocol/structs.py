@@ -32,7 +32,10 @@ SPARSE_AREA = Struct("<QQ")
 """offset, size."""
 
 REGION_IO_FDS = Struct("<IIII")
-"""argsz, flags, index, count; then the sub-regions."""
+"""argsz, flags, index, count; then the sub-regions. argsz counts from itself."""
+
+SUB_REGION = Struct("<QQIIIIQ")
+"""offset, size, place among the descriptors, type, flags, padding, value to match."""
 
 IRQ_INFO = Struct("<IIII")
 """argsz, flags, index, count."""

@@ -10,8 +10,11 @@
 
 enum { LARGEST_COPY = 4096 };
 
-/* One for all loops: how fast a copy is depends on where it goes. */
-static _Alignas(LARGEST_COPY) uint8_t destination[LARGEST_COPY];
+/* One for all loops, since how fast a copy is depends on where it goes: to an address as malloc gives it, a multiple of
+ * 16 and of nothing more. */
+enum { MALLOC_ALIGNMENT = 16 };
+static _Alignas(LARGEST_COPY) uint8_t storage[MALLOC_ALIGNMENT + LARGEST_COPY];
+static uint8_t *const destination = storage + MALLOC_ALIGNMENT;
 
 /* Makes the compiler believe that somebody reads what `pointer` points to. */
 static inline void keep(const void *pointer)
@@ -24,7 +27,7 @@ int umdev_bench_memcpy(const uint8_t *source, uint64_t span, uint32_t length, ui
 {
     uint64_t offset = 0;
 
-    if (length == 0 || length > sizeof(destination) || span < length)
+    if (length == 0 || length > LARGEST_COPY || span < length)
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t start = umdev_bench_now();
@@ -46,7 +49,7 @@ int umdev_bench_dma_read(const umdev_api *api, umdev_memory *memory, uint64_t io
 {
     uint64_t offset = 0;
 
-    if (length == 0 || length > sizeof(destination) || span < length)
+    if (length == 0 || length > LARGEST_COPY || span < length)
         return -EINVAL;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t start = umdev_bench_now();

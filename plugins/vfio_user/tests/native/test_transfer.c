@@ -1,0 +1,296 @@
+/* DMA by message, from every thread that may ask for it. */
+#include "fake.h"
+
+static umdev_link *dma_link;
+static uint8_t dma_bytes[200000];
+static atomic_int dma_result, dma_done;
+
+typedef struct memory {
+    int fd;
+    int qemu;       /* its layout: 32-bit count, data at 28 */
+    int answers;    /* requests to answer; -1: all */
+    uint8_t bytes[200000];
+} memory;
+
+/* What a client does with the server's requests until the socket ends or `answers` are given. */
+static void serve_memory(memory *m)
+{
+    static _Thread_local uint8_t payload[70000], reply[70000];
+    while (m->answers != 0) {
+        wire_header header;
+        ssize_t count = recv(m->fd, &header, sizeof(header), MSG_WAITALL);
+        if (count <= 0)
+            return;
+        CHECK(count == 16);
+        uint32_t length = header.size - 16;
+        CHECK(length <= sizeof(payload) && recv(m->fd, payload, length, MSG_WAITALL) == (ssize_t)length);
+        uint64_t address, wide;
+        uint32_t narrow;
+        memcpy(&address, payload, 8);
+        memcpy(&wide, payload + 8, 8);
+        memcpy(&narrow, payload + 8, 4);
+        uint64_t n = m->qemu ? narrow : wide;
+        size_t data = m->qemu ? 12 : 16;
+        CHECK(length >= 16 && address + n <= sizeof(m->bytes));
+        memset(reply, 0, sizeof(reply));
+        memcpy(reply, payload, data);
+        uint32_t size;
+        if (header.command == DMA_READ) {
+            memcpy(reply + data, m->bytes + address, n);
+            size = (uint32_t)(16 + n);
+        } else {
+            CHECK(n == length - 16);
+            memcpy(m->bytes + address, payload + data, n);
+            size = m->qemu ? 0 : 16;
+        }
+        put(m->fd, header.id, header.command, REPLY, reply, size);
+        if (m->answers > 0)
+            m->answers--;
+    }
+}
+
+static void *memory_thread(void *context)
+{
+    serve_memory(context);
+    return NULL;
+}
+
+/* Deferred work: holds the device lock and waits for the client's memory. */
+static void *worker(void *context)
+{
+    pthread_mutex_lock(&fake_lock);
+    atomic_store(&dma_done, 0);
+    int write = context != NULL;
+    atomic_store(&dma_result, umdev_link_transfer(dma_link, 100, dma_bytes, sizeof(dma_bytes) - 100, write));
+    pthread_mutex_unlock(&fake_lock);
+    atomic_store(&dma_done, 1);
+    return NULL;
+}
+
+static void start_worker(pthread_t *thread, int write)
+{
+    CHECK(pthread_create(thread, NULL, worker, write ? "write" : NULL) == 0);
+}
+
+static void test_transfer(int qemu)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    m->qemu = qemu;
+    m->answers = -1;
+    for (size_t i = 0; i < sizeof(m->bytes); i++)
+        m->bytes[i] = (uint8_t)(i * 7 + i / 251);
+    pthread_t client, work;
+    pthread_create(&client, NULL, memory_thread, m);
+    start_worker(&work, 0);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == 0);
+    CHECK(umdev_link_layout(s.link) == (qemu ? UMDEV_LINK_QEMU : UMDEV_LINK_SPECIFIED));
+    CHECK(memcmp(dma_bytes, m->bytes + 100, sizeof(dma_bytes) - 100) == 0);
+    for (size_t i = 0; i < sizeof(dma_bytes); i++)
+        dma_bytes[i] = (uint8_t)(i * 13 + 1);
+    start_worker(&work, 1);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == 0);
+    CHECK(memcmp(dma_bytes, m->bytes + 100, sizeof(dma_bytes) - 100) == 0);
+    umdev_link_stop(s.link);
+    pthread_join(client, NULL);
+    serve_end(&s);
+    CHECK(s.event == UMDEV_LINK_STOPPED);
+    free(m);
+}
+
+/* The trap: the worker holds the device lock and waits for its reply; the loop thread has an access and waits for the
+ * lock; the reply comes behind it in the socket. */
+static void test_loop_waits_for_the_lock(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    pthread_t work;
+    start_worker(&work, 0);
+    m->answers = 1; /* the layout probe */
+    serve_memory(m);
+    /* Now a read by the driver, which must wait for the worker, then the answers. */
+    put(s.client, 42, READ, 0, (wire_access[]){{0, 0, 4}}, 16);
+    usleep(20000);
+    m->answers = (int)((sizeof(dma_bytes) - 100 + 65535) / 65536);
+    serve_memory(m);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == 0);
+    wire_header header;
+    uint8_t payload[32];
+    CHECK(get(s.client, &header, payload, sizeof(payload)) == 20 && header.id == 42);
+    serve_end(&s);
+    free(m);
+}
+
+static void doorbell_reads(uint32_t flags)
+{
+    uint32_t value = 0;
+    CHECK(flags & UMDEV_POSTED);
+    atomic_store(&dma_result, umdev_link_transfer(dma_link, 0, &value, 4, 0));
+    memcpy(fake_bytes + 0x10, &value, 4);
+}
+
+/* The handler of a posted write reads the client's memory on the loop thread, while more messages come in. */
+static void test_posted_write_reads_memory(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    fake_doorbell = doorbell_reads;
+    umdev_link_set_answer_first(s.link, 1);
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    memcpy(m->bytes, "DMA!", 4);
+    uint8_t bell[17] = {0};
+    memcpy(bell, (wire_access[]){{0x80, 0, 1}}, 16);
+    put(s.client, 1, WRITE, 0, bell, sizeof(bell));
+    wire_header header;
+    uint8_t payload[64];
+    CHECK(get(s.client, &header, payload, 64) == 16 && header.id == 1); /* answered first */
+    int fd = eventfd(0, 0);
+    for (uint16_t i = 0; i < 100; i++)
+        put(s.client, (uint16_t)(100 + i), READ, 0, (wire_access[]){{0x10, 0, 4}}, 16);
+    put_fds(s.client, 200, 2, payload, 32, &fd, 1);
+    close(fd);
+    m->answers = 2;
+    serve_memory(m);
+    for (uint16_t i = 0; i < 100; i++) {
+        CHECK(get(s.client, &header, payload, 64) == 20 && header.id == 100 + i);
+        CHECK(memcmp(payload + 16, "DMA!", 4) == 0);
+    }
+    CHECK(get(s.client, &header, payload, 64) == 0 && header.id == 200);
+    CHECK(atomic_load(&s.fds) == 1 && atomic_load(&dma_result) == 0);
+    serve_end(&s);
+    free(m);
+}
+
+static void test_transfer_failures(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    pthread_t work;
+    wire_header header;
+    uint8_t payload[64];
+    /* No answer in time; the late one changes nothing. */
+    umdev_link_set_reply_timeout(s.link, 30);
+    start_worker(&work, 0);
+    get(s.client, &header, payload, 64);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == -ETIMEDOUT);
+    put(s.client, header.id, header.command, REPLY, payload, 16);
+    umdev_link_set_reply_timeout(s.link, 5000);
+    /* Refused: what the client says, if it is an errno. The probe's refusal only means "as specified". */
+    uint32_t said[] = {EFAULT, 0, 70000};
+    int heard[] = {-EFAULT, -EIO, -EIO};
+    for (int i = 0; i < 3; i++) {
+        start_worker(&work, 0);
+        for (int messages = i == 0 ? 2 : 1; messages; messages--) {
+            get(s.client, &header, payload, 64);
+            wire_header refusal = {header.id, header.command, 16, REPLY | FAILED, said[i]};
+            CHECK(send(s.client, &refusal, 16, 0) == 16);
+        }
+        pthread_join(work, NULL);
+        CHECK(atomic_load(&dma_result) == heard[i]);
+    }
+    /* A reply of the wrong length is no data. */
+    start_worker(&work, 0);
+    get(s.client, &header, payload, 64);
+    put(s.client, header.id, header.command, REPLY, payload, 40);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == -EPROTO);
+    /* The client goes while a worker waits. */
+    start_worker(&work, 0);
+    get(s.client, &header, payload, 64);
+    shutdown(s.client, SHUT_RDWR);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == -ENOTCONN);
+    serve_end(&s);
+}
+
+/* Many workers and a driver at once. */
+static void *hammer(void *context)
+{
+    uint8_t bytes[64], back[64];
+    uint64_t address = 1000 + 64 * (uint64_t)(uintptr_t)context;
+    for (int i = 0; i < 200; i++) {
+        memset(bytes, i + (int)(uintptr_t)context, sizeof(bytes));
+        CHECK(umdev_link_transfer(dma_link, address, bytes, sizeof(bytes), 1) == 0);
+        CHECK(umdev_link_transfer(dma_link, address, back, sizeof(back), 0) == 0);
+        CHECK(memcmp(bytes, back, sizeof(bytes)) == 0);
+    }
+    return NULL;
+}
+
+static void test_many_workers(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    m->answers = -1;
+    pthread_t client, workers[4];
+    pthread_create(&client, NULL, memory_thread, m);
+    for (uintptr_t i = 0; i < 4; i++)
+        pthread_create(&workers[i], NULL, hammer, (void *)i);
+    /* Posted writes from the driver's side all the while. */
+    uint8_t payload[20] = {0};
+    memcpy(payload, (wire_access[]){{4, 0, 4}}, 16);
+    for (int i = 0; i < 2000; i++) {
+        wire_header header = {0, WRITE, 36, NO_REPLY, 0};
+        uint8_t whole[36];
+        memcpy(whole, &header, 16);
+        memcpy(whole + 16, payload, 20);
+        /* One send per message: the memory thread's replies go between whole messages. */
+        CHECK(send(s.client, whole, 36, 0) == 36);
+    }
+    for (int i = 0; i < 4; i++)
+        pthread_join(workers[i], NULL);
+    wait_until(&fake_writes, 2000);
+    umdev_link_stop(s.link);
+    pthread_join(client, NULL);
+    serve_end(&s);
+    free(m);
+}
+
+static void test_stop_and_disconnect(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    pthread_t work;
+    start_worker(&work, 1);
+    wire_header header;
+    uint8_t payload[64];
+    get(s.client, &header, payload, 64);
+    umdev_link_stop(s.link);
+    pthread_join(work, NULL);
+    CHECK(atomic_load(&dma_result) == -ENOTCONN);
+    pthread_join(s.thread, NULL);
+    s.thread = 0;
+    CHECK(s.event == UMDEV_LINK_STOPPED);
+    umdev_link_disconnect(s.link);
+    CHECK(umdev_link_transfer(s.link, 0, payload, 4, 0) == -ENOTCONN);
+    CHECK(umdev_link_send(s.link, payload, 16, NULL, 0) == -ENOTCONN);
+    serve_end(&s);
+}
+
+void test_transfers(void)
+{
+    test_transfer(0);
+    test_transfer(1);
+    test_loop_waits_for_the_lock();
+    test_posted_write_reads_memory();
+    test_transfer_failures();
+    test_many_workers();
+    test_stop_and_disconnect();
+}
