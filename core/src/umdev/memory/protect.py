@@ -216,9 +216,10 @@ class NativeClient:
             self._handle = context = ffi.new_handle(listener)
         else:
             function, context = ffi.cast("umdev_page_notify", notify[0]), ffi.cast("void *", notify[1])
-        client = guest.native_client(mode, ffi.NULL if device is None else device.pointer, function, context)
+        pointer = guest.native_client(mode, ffi.NULL if device is None else device.pointer, function, context)
         # Freed when the last thread that is in a call has left it, closed before.
-        self._client = ffi.gc(client, lib.umdev_protect_client_free)
+        self._client: Any = ffi.gc(pointer, lib.umdev_protect_client_free)
+        self._owner = device  # its C object outlives the client
         _open_clients.add(self)
 
     @property

@@ -136,8 +136,8 @@ class MemorySlots:
         with self._lock:
             if lib.umdev_kvm_stop_within(self._vm.pointer, STOP_SECONDS):
                 raise StateError(
-                    f"a processor has not left the guest within {STOP_SECONDS} s: one that stores to a page in TRAP mode "
-                    "waits for its notification. Change memory slots without the device lock, in a thread of your own"
+                    f"a processor has not left the guest within {STOP_SECONDS} s: one that stores to a page in TRAP "
+                    "mode waits for its notification. Change slots without the device lock, in a thread of your own"
                 )
             batch = SlotBatch(self)
             try:

@@ -118,7 +118,7 @@ def storm(watcher, make_machine):  # in this order: the machine ends first
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
 
-    def run(pages, stores, limit=120):
+    def run(pages, stores, limit=300):
         machine.load(assemble(STORM.format(pages=pages, stores=stores)))
         outcome = machine.run(limit)
         assert outcome.kind is OutcomeKind.EXIT, str(outcome)
@@ -226,15 +226,11 @@ def test_two_devices_emulate_one_page(storm, watcher):
         watcher.emulate(ALL[:4])
         other.emulate(ALL[2:6], apply=False)
         storm(8, 200)
-        both = range(PAGES + 2 * PAGE, PAGES + 4 * PAGE)
-        for processor in range(2):  # each in its order; how the two mix is each device's own
-            first, second = (
-                [store for store in device.stores if store[0] in both and store[0] % PAGE == processor * 8]
-                for device in (watcher, other)
-            )
-            assert first
-            assert first == second
         machine.unplug(2)
+        for processor in (0, 1):  # each in order; between them the devices may differ
+            mine = [store for store in watcher.stores if store[0] % PAGE // 8 == processor and store[0] >= ALL[2]]
+            theirs = [store for store in other.stores if store[0] % PAGE // 8 == processor and store[0] < ALL[4]]
+            assert mine == theirs != []
         watcher.stores.clear()
         storm(8, 200)
         assert {store[0] // PAGE for store in watcher.stores} == {page // PAGE for page in ALL[:4]}
@@ -341,10 +337,12 @@ def test_slots_that_wait_for_a_processor_that_waits_for_the_device_lock_are_a_na
         while not machine.protection.guest.faults:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        said = "TRAP and EMULATE at once"
         try:
             watcher.emulate(ALL[1:2])  # where signals end a processor's wait, it just works
         except StateError as error:
-            assert "TRAP mode" in str(error)
+            said = str(error)
+        assert "TRAP" in said
     thread.join()
     assert outcomes == [1]
     watcher.emulate(ALL[1:2])

@@ -17,15 +17,6 @@ static const struct umdev_kvm_target fixed_io[] = {
     {TARGET_CONFIG_DATA, {.start = 0xCFC, .length = 4}},
 };
 
-static void table_delete(struct umdev_kvm_table *table)
-{
-    if (!table)
-        return;
-    free(table->targets[0]);
-    free(table->targets[1]);
-    free(table);
-}
-
 static int by_start(const void *left, const void *right)
 {
     const struct umdev_kvm_target *a = left, *b = right;
@@ -34,17 +25,14 @@ static int by_start(const void *left, const void *right)
 
 static struct umdev_kvm_table *table_build(const umdev_kvm_range *ranges, uint32_t count)
 {
-    struct umdev_kvm_table *table = calloc(1, sizeof *table);
+    size_t most = sizeof fixed_io / sizeof *fixed_io + sizeof fixed_memory / sizeof *fixed_memory + count;
+    struct umdev_kvm_table *table = calloc(1, sizeof *table + most * sizeof *table->storage);
     if (!table)
         return NULL;
     for (int io = 0; io < 2; io++) {
         const struct umdev_kvm_target *fixed = io ? fixed_io : fixed_memory;
         size_t fixed_count = io ? sizeof fixed_io / sizeof *fixed_io : sizeof fixed_memory / sizeof *fixed_memory;
-        table->targets[io] = calloc(fixed_count + count, sizeof **table->targets);
-        if (!table->targets[io]) {
-            table_delete(table);
-            return NULL;
-        }
+        table->targets[io] = table->storage + (io ? table->count[0] : 0);
         memcpy(table->targets[io], fixed, fixed_count * sizeof *fixed);
         table->count[io] = (uint32_t)fixed_count;
         for (uint32_t i = 0; i < count; i++)
@@ -71,12 +59,13 @@ int umdev_kvm_table_init(umdev_kvm *machine)
 {
     struct umdev_kvm_table *table = table_build(NULL, 0);
     atomic_store(&machine->table, table);
+    atomic_store(&machine->generation, 1);
     return table ? 0 : -ENOMEM;
 }
 
 void umdev_kvm_table_free(umdev_kvm *machine)
 {
-    table_delete(atomic_load(&machine->table));
+    free(atomic_load(&machine->table));
 }
 
 /* A processor shows which table it looks at; the shown one is not deleted. Looking takes nanoseconds, and nothing else
@@ -87,16 +76,17 @@ int umdev_kvm_publish(umdev_kvm *machine, const umdev_kvm_range *ranges, uint32_
     if (!table)
         return -ENOMEM;
     if (table_overlaps(table)) {
-        table_delete(table);
+        free(table);
         return -EEXIST;
     }
     pthread_mutex_lock(&machine->table_mutex);
     struct umdev_kvm_table *old = atomic_exchange(&machine->table, table);
+    atomic_fetch_add(&machine->generation, 1);
     for (uint32_t i = 0; i < machine->vcpu_count; i++)
         while (atomic_load(&machine->vcpus[i]->reading) == old)
             sched_yield();
     pthread_mutex_unlock(&machine->table_mutex);
-    table_delete(old);
+    free(old);
     return 0;
 }
 
@@ -106,6 +96,12 @@ int umdev_kvm_set_function(umdev_kvm *machine, uint32_t slot, umdev_device *devi
         return -EINVAL;
     atomic_store(&machine->functions[slot], device);
     return 0;
+}
+
+static bool target_holds(const struct umdev_kvm_target *target, uint64_t address, uint32_t length)
+{
+    uint64_t offset = address - target->range.start;
+    return offset < target->range.length && length <= target->range.length - offset;
 }
 
 static bool table_find(const struct umdev_kvm_table *table, bool io, uint64_t address, uint32_t length,
@@ -122,12 +118,8 @@ static bool table_find(const struct umdev_kvm_table *table, bool io, uint64_t ad
     }
     if (low == 0)
         return false;
-    const struct umdev_kvm_target *found = &targets[low - 1];
-    uint64_t offset = address - found->range.start;
-    if (offset >= found->range.length || length > found->range.length - offset)
-        return false;
-    *ret = *found;
-    return true;
+    *ret = targets[low - 1];
+    return target_holds(ret, address, length);
 }
 
 static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint32_t length,
@@ -140,6 +132,11 @@ static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t add
         pthread_mutex_unlock(&machine->table_mutex);
         return found;
     }
+    uint64_t generation = atomic_load(&machine->generation);
+    if (!io && vcpu->last_generation == generation && target_holds(&vcpu->last, address, length)) {
+        *ret = vcpu->last;
+        return true;
+    }
     const struct umdev_kvm_table *table;
     do {
         table = atomic_load(&machine->table);
@@ -147,6 +144,10 @@ static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t add
     } while (table != atomic_load(&machine->table)); /* replaced before it was shown */
     found = table_find(table, io, address, length, ret);
     atomic_store_explicit(&vcpu->reading, NULL, memory_order_release);
+    if (found && !io) { /* the generation was read before the table: an older one at worst, which is not used */
+        vcpu->last = *ret;
+        vcpu->last_generation = generation;
+    }
     return found;
 }
 

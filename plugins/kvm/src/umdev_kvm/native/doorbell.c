@@ -15,8 +15,10 @@ static const void *self(void)
 /* Everything in the ring, in order. A handler that comes back here while its own store is being done goes on. */
 void umdev_kvm_drain(umdev_kvm *machine)
 {
+    if (!atomic_load_explicit(&machine->posting, memory_order_relaxed))
+        return;
     struct kvm_coalesced_mmio_ring *ring = machine->ring;
-    if (!ring || __atomic_load_n(&ring->first, __ATOMIC_ACQUIRE) == __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&ring->first, __ATOMIC_ACQUIRE) == __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
         return;
     if (atomic_load(&machine->ring_owner) == self())
         return;
@@ -42,8 +44,8 @@ int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, 
     struct kvm_coalesced_mmio_zone zone = {.addr = address, .size = length};
     if (!machine->ring)
         return -ENOTSUP;
-    if (!enabled)
-        umdev_kvm_drain(machine);
+    if (enabled)
+        atomic_store(&machine->posting, true);
     unsigned long request = enabled ? KVM_REGISTER_COALESCED_MMIO : KVM_UNREGISTER_COALESCED_MMIO;
     return ioctl(machine->vm, request, &zone) < 0 ? -errno : 0;
 }

@@ -49,10 +49,11 @@ struct umdev_kvm_target {
     umdev_kvm_range range;
 };
 
-/* An immutable table, sorted by start. */
+/* An immutable table, sorted by start; one piece of memory. */
 struct umdev_kvm_table {
     uint32_t count[2]; /* memory, I/O */
     struct umdev_kvm_target *targets[2];
+    struct umdev_kvm_target storage[];
 };
 
 /* A 16550 (PC16550D data sheet, section 8): registers as last written, and the receiver's queue. */
@@ -87,11 +88,20 @@ struct umdev_kvm_vcpu {
     bool has_thread; /* with gate_mutex */
     pthread_t thread;
     _Atomic(const struct umdev_kvm_table *) reading;
-    _Atomic uint64_t exits[6]; /* in the order of umdev_kvm_exits */
+    _Atomic uint64_t exits[6];   /* in the order of umdev_kvm_exits */
+    uint64_t last_generation;    /* of the table that `last` is from; 0: of none */
+    struct umdev_kvm_target last; /* the memory range found last */
 };
 
+/* What every exit looks at stands first: after an exit nothing is in the caches, and each page that is touched costs. */
 struct umdev_kvm {
     const umdev_api *api;
+    atomic_uint gate; /* > 0: nobody enters the guest */
+    atomic_bool ending;
+    atomic_bool posting;           /* there has been a zone of posted stores, so the ring is looked at */
+    _Atomic uint64_t generation;   /* of the table */
+    _Atomic(struct umdev_kvm_table *) table;
+
     int kvm, vm;
     size_t run_size;
     uint32_t vcpu_count;
@@ -99,11 +109,8 @@ struct umdev_kvm {
 
     pthread_mutex_t gate_mutex;
     pthread_cond_t gate_changed;
-    atomic_uint gate; /* > 0: nobody enters the guest */
-    atomic_bool ending;
 
     pthread_mutex_t table_mutex; /* of those who replace the table */
-    _Atomic(struct umdev_kvm_table *) table;
     _Atomic(umdev_device *) functions[UMDEV_KVM_FUNCTIONS];
     _Atomic uint32_t config_address;
     _Atomic uint32_t power[4];
