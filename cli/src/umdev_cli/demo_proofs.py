@@ -6,6 +6,7 @@ import contextlib
 import re
 import secrets
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,17 +115,18 @@ class Demonstration:
         return f"driver's buffer held {nonce.hex()}, device left {seen.hex()}", seen == nonce[::-1]
 
     def pin(self) -> tuple[str, bool]:
-        """The kernel's count of locked memory grows by what was pinned, and shrinks again."""
+        """The kernel's count of locked or pinned memory grows by what was pinned, and shrinks again."""
         nonce = 1 + secrets.randbelow(16)
         with self._buffer(nonce * PAGE_SIZE) as buffer:
             self._range(buffer.address, nonce * PAGE_SIZE)
-            before = locked_bytes()
+            before = held_memory()
             self._command("PIN")
-            pinned = locked_bytes() - before
+            pinned = held_memory() - before
             self._command("UNPIN")
-            after = locked_bytes() - before
-        return f"{nonce} pages: VmLck +{pinned >> 10} kB, unpinned +{after >> 10} kB", (
-            pinned == nonce * PAGE_SIZE and after == 0
+            after = held_memory() - before
+        counted = " ".join(f"{name} +{kilobytes} kB" for name, kilobytes in sorted(pinned.items())) or "nothing"
+        return f"{nonce} pages: {counted}; unpinned: {'all' if not after else dict(after)}", (
+            pinned.total() << 10 == nonce * PAGE_SIZE and not after
         )
 
     def protect(self) -> tuple[str, bool]:
@@ -198,10 +200,10 @@ class Demonstration:
         return next((text for name, text in named.items() if name.startswith(wanted)), "none")
 
 
-def locked_bytes() -> int:
-    """How much memory of this process the kernel holds locked (proc(5), VmLck)."""
-    match = re.search(r"^VmLck:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
+def held_memory() -> Counter[str]:
+    """Kilobytes of this process that the kernel keeps resident, by its own name (proc(5)): mlock, and long-term pins."""
+    status = Path("/proc/self/status").read_text()
+    return Counter({name: int(size) for name, size in re.findall(r"^(VmLck|VmPin):\s+(\d+) kB", status, re.MULTILINE)})
 
 
 def demonstrate(name: str | None = None) -> Iterator[Proof]:

@@ -282,7 +282,8 @@ def test_rings_are_no_messages(device, tmp_path: Path) -> None:
             (0x1000, 4, None), (0x1004, 4, 0xCAFE), (0x1008, 8, None), (0x1010, 4, None),
         ]  # fmt: skip
         assert function.doorbells(0) is bells
-        function.config.read32(0)
+        function.config.read8(0xFE)
+        eventually(lambda: "offset=0xfe" in log.read_text())  # a line is written after its answer
         before = log.read_text().count("\n")
         for number in range(1, 6):
             bells[0x1000].ring()
@@ -290,6 +291,7 @@ def test_rings_are_no_messages(device, tmp_path: Path) -> None:
         bells[0x1004].ring()
         eventually(lambda: device.seen[5:] == [("told", 0xCAFE)])
         function.config.read32(0)
+        eventually(lambda: log.read_text().count("\n") > before)
         after = log.read_text().splitlines()[before:]
         assert len(after) == 1, after  # the read that follows
         assert "REGION_READ" in after[0]

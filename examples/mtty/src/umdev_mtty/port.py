@@ -143,7 +143,7 @@ class HostPort:
             if ready.get(wire, 0) & selectors.EVENT_WRITE:
                 self._flush(wire)
             if ready.get(wire, 0) & selectors.EVENT_READ:
-                self._fill(wire, room)
+                self._fill(wire)
 
     def _flush(self, wire: int) -> None:
         with self._lock():
@@ -155,11 +155,14 @@ class HostPort:
             if was_full and len(self._outgoing) < OUTGOING_LIMIT:
                 self._uart.transmitter_ready()
 
-    def _fill(self, wire: int, room: int) -> None:
-        data = os.read(wire, room)
-        if not data:
-            raise ConnectionResetError
-        with self._lock():
+    def _fill(self, wire: int) -> None:
+        with self._lock():  # the driver may have withdrawn its request to send since the descriptor was looked at
+            room = self._uart.room
+            if not room:
+                return
+            data = os.read(wire, room)
+            if not data:
+                raise ConnectionResetError
             self._uart.receive(data)
 
     def _drop_peer(self) -> None:
