@@ -12,11 +12,10 @@ from .linux import boot_linux
 from .machine import Machine
 from .outcome import Outcome, OutcomeKind
 from .plugin import KvmBus, KvmHypervisor, bus, hypervisor
-from .shortcuts import Doorbell, Posted
+from .posted import Posted
 from .slots import MemorySlots, SlotBatch
 
 __all__ = [
-    "Doorbell",
     "KvmBus",
     "KvmHypervisor",
     "Machine",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from umdev.bus import Attachment
     from umdev.device import Device
 
-    from .shortcuts import Doorbell, Posted
+    from .posted import Posted
     from .slots import MemorySlots, Slot
     from .vm import Vm
 
@@ -58,7 +58,6 @@ class Plugged:
     slot: int
     attachment: Attachment
     interrupts: FunctionInterrupts | None
-    doorbells: Sequence[Doorbell]
     posted: Sequence[Posted]
     memory: dict[int, mmap.mmap]
     """Regions with passed-through areas, mapped here so that memory slots can name them."""
@@ -143,7 +142,6 @@ class Bridge:
         self,
         attachment: Attachment,
         slot: int,
-        doorbells: Sequence[Doorbell],
         posted: Sequence[Posted],
         *,
         interrupts: bool,
@@ -157,7 +155,7 @@ class Bridge:
                 if info.areas and info.descriptor is not None
             }
             wired = FunctionInterrupts(attachment, slot, self._routes) if interrupts else None
-            plugged = Plugged(slot, attachment, wired, doorbells, posted, memory)
+            plugged = Plugged(slot, attachment, wired, posted, memory)
             if wired is not None:
                 wired.rebuild(self._vm)
             self._plugged[slot] = plugged
@@ -277,15 +275,14 @@ class Bridge:
             for area in plugged.attachment.regions[placement.region].areas:
                 slot = self._slots.add(placement.address + area.offset, area.length, host + area.offset)
                 undo.append(("slot", slot))
-        for bell in plugged.doorbells:
+        for bell in plugged.attachment.doorbells:
             if bell.region == placement.region:
                 number = self._free_bells.pop() if self._free_bells else self._bells
                 self._bells = max(self._bells, number + 1)
-                value = bell.value if bell.match is None else bell.match
                 pointer = ffi.cast("umdev_device *", plugged.attachment.native.address)
                 code = lib.umdev_kvm_add_doorbell(
-                    self._vm.pointer, number, placement.io, placement.address + bell.offset, bell.width, value,
-                    bell.match is None, pointer, bell.region, bell.offset,
+                    self._vm.pointer, number, placement.io, placement.address + bell.offset, bell.width,
+                    bell.value or 0, bell.value is None, pointer, bell.region, bell.offset,
                 )  # fmt: skip
                 check(code, "KVM_IOEVENTFD")
                 undo.append(("bell", number))

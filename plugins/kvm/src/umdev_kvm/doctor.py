@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from umdev.bus import Row
 from umdev.errors import UmdevError
-from umdev.plugins import Row
 
 from ._fast import lib
 from .pins import new_ring, ring_remedy

@@ -176,9 +176,7 @@ class EmulateProtector:
         self._changes = threading.RLock()  # one change of slots at a time
         self._handle = ffi.new_handle(self)
         device = ffi.cast("umdev_device *", attachment.native.address)
-        self._watcher: Any = lib.umdev_kvm_watcher_new(
-            emulator.pointer, device, lib.umdev_kvm_store_told, self._handle
-        )
+        self._watcher: Any = lib.umdev_kvm_watcher_new(emulator.pointer, device, lib.umdev_kvm_store_told, self._handle)
         if self._watcher == ffi.NULL:
             raise MemoryError
         _open.add(self)

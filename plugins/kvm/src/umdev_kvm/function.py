@@ -58,7 +58,7 @@ class KvmFunction(Function):
         self.machine = Machine(memory=memory)
         self._closing = threading.Lock()
         try:
-            plugged = self.machine.attach(device, 1, (), (), interrupts=False, endpoint=self)
+            plugged = self.machine.attach(device, 1, (), interrupts=False, endpoint=self)
             self.attachment = plugged.attachment
             self.attachment.resume()
             self._regions = self.attachment.regions

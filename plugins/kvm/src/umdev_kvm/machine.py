@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .bridge import Plugged
     from .outcome import Outcome
     from .payload import Mode
-    from .shortcuts import Doorbell, Posted
+    from .posted import Posted
 
 log = logging.getLogger("umdev.kvm")
 
@@ -94,17 +94,17 @@ class Machine:
         device: Device,
         *,
         slot: int | None = None,
-        doorbells: Sequence[Doorbell] = (),
         posted: Sequence[Posted] = (),
         place: bool = True,
     ) -> int:
         """Attach a device and put it into a PCI slot, the lowest free one unless `slot` says; returns the slot.
 
-        `place`: give its BARs addresses, as firmware does, decoding off. Not while the machine runs.
+        `place`: give its BARs addresses, as firmware does, decoding off. `posted`: registers whose stores may wait for
+        other accesses. Doorbells that the device declares become eventfds. Not while the machine runs.
 
         Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, HypervisorError.
         """
-        plugged = self.attach(device, slot, doorbells, posted, interrupts=True, endpoint=self)
+        plugged = self.attach(device, slot, posted, interrupts=True, endpoint=self)
         if place:
             self.firmware.place(plugged.attachment)
             self.bridge.synchronise(plugged.slot)
@@ -114,7 +114,6 @@ class Machine:
         self,
         device: Device,
         slot: int | None,
-        doorbells: Sequence[Doorbell],
         posted: Sequence[Posted],
         *,
         interrupts: bool,
@@ -130,7 +129,7 @@ class Machine:
                 attachment.memory.map(part.guest, part.length, descriptor=part.file.descriptor, offset=part.offset)
             attachment.run()
             attachment.quiesce()
-            return self.bridge.plug(attachment, number, doorbells, posted, interrupts=interrupts)
+            return self.bridge.plug(attachment, number, posted, interrupts=interrupts)
         except BaseException:
             attachment.detach()
             raise

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from umdev.errors import Disconnected, NotSupported, ProtectError, ProtectorBusy
+from umdev.errors import Disconnected, NotSupported, ProtectError, ProtectorBusy, UmdevError
 from umdev.hypervisor import ProtectMode
 
 from . import vm_protector_wire as wire
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("umdev.kvm")
 _REPLY_SECONDS = 2 * wire.PATIENCE
 _NUMBERS = {ProtectMode.TRAP: 1, ProtectMode.TRACK: 2}
-_ERRORS = {errno.EBUSY: ProtectorBusy, errno.EOPNOTSUPP: NotSupported}
 
 
 class Connection:
@@ -230,7 +229,8 @@ def _find(areas: Sequence[Area], offset: int) -> int | None:
     return None
 
 
-def _failure(code: int, text: str) -> ProtectError | NotSupported:
-    error = _ERRORS.get(code, ProtectError)(text)
+def _failure(code: int, text: str) -> UmdevError:
+    kinds: dict[int, type[UmdevError]] = {errno.EBUSY: ProtectorBusy, errno.EOPNOTSUPP: NotSupported}
+    error = kinds.get(code, ProtectError)(text)
     error.errno = code
     return error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from umdev.device import (
     RO,
+    WO,
     Block,
     Device,
     Interrupts,
@@ -30,7 +31,8 @@ class Registers(Block["Sample"]):
     ident = Register(0x00, RO, reset=0x5A3B1E)
     scratch = Register(0x04)
     count = Register(0x08, RO)
-    bell = Register(0x10)
+    bell = Register(0x10, doorbell=7)
+    every = Register(0x14, WO, doorbell=True)
     posted = Register(0x20)
     posted_too = Register(0x24)
     raise_irq = Register(0x30)
@@ -44,6 +46,10 @@ class Registers(Block["Sample"]):
     @bell.on_write
     def rung(self, value: int) -> None:
         self.device.log.append(("bell", value))
+
+    @every.on_write
+    def rung_by_any(self, value: int) -> None:
+        self.device.log.append(("every", value))
 
     @posted.on_write
     def stored(self, value: int) -> None:

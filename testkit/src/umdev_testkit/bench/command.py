@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from umdev.errors import NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,11 @@ def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
     results = []
     with _progress(len(rows) * rounds) as step:
         for row in rows:
-            result = measure(row, rounds, step)
+            try:
+                result = measure(row, rounds, step)
+            except NotSupported as error:
+                click.echo(f"{row.name} is left out: {error}", err=True)
+                continue
             for attempt in range(2, ATTEMPTS + 1 if check else 0):
                 if result.verdict != "failed":
                     break

@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from umdev.errors import NotSupported
+
 from .device import COUNTER_C, COUNTER_PYTHON, BenchDevice
 from .measure import Pair
 from .native import ffi, lib, timed
@@ -44,15 +46,18 @@ def mmio_python() -> Iterator[Pair]:
 
 @contextmanager
 def _reads(register: int) -> Iterator[Pair]:
-    from umdev_kvm import Machine
-    from umdev_kvm._fast import ffi as kvm_ffi
-    from umdev_kvm._fast import lib as kvm
+    try:
+        from umdev_kvm import Machine
+        from umdev_kvm._fast import ffi as kvm_ffi
+        from umdev_kvm._fast import lib as kvm
+    except ModuleNotFoundError as missing:
+        raise NotSupported("umdev-kvm is not installed: pip install umdev-kvm") from missing
 
     payload = b"\xbb" + (BAR + register).to_bytes(4, "little") + _LOOP
     error = ffi.new("int *")
     floor = lib.umdev_bench_kvm_new(payload, len(payload), error)
     if floor == ffi.NULL:
-        raise OSError(-error[0], f"/dev/kvm: {os.strerror(-error[0])}")
+        raise NotSupported(f"/dev/kvm: {os.strerror(-error[0])}")
     with BenchDevice() as device, Machine(memory=1 << 20) as machine:
         try:
             machine.firmware.enable(machine.plug(device))

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from umdev_kvm import Doorbell, Posted
+from umdev_kvm import Posted
 
 pytestmark = pytest.mark.kvm
 
@@ -16,13 +16,8 @@ def until(condition, seconds=5.0):
 
 
 @pytest.fixture
-def options():
-    return {"doorbells": (Doorbell(0, 0x10, match=7),), "posted": (Posted(0, 0x20, 8),)}
-
-
-@pytest.fixture
-def plugged(sample, machine, options):
-    machine.firmware.enable(machine.plug(sample, **options))
+def plugged(sample, machine):
+    machine.firmware.enable(machine.plug(sample, posted=(Posted(0, 0x20, 8),)))
     return machine
 
 
@@ -36,25 +31,21 @@ def test_a_doorbell_with_a_match(run, plugged, sample):
     assert ("bell", 8) in sample.log
 
 
-class TestAny:
-    @pytest.fixture
-    def options(self):
-        return {"doorbells": (Doorbell(0, 0x10, value=1),)}
+def test_a_doorbell_for_every_value(run, plugged, sample):
+    run("mov dword ptr [bar0 + 0x14], 99\n exit 0")
+    until(lambda: ("every", 0) in sample.log)
+    assert plugged.counters["memory_writes"] == 0
 
-    def test_a_doorbell_for_every_value(self, run, plugged, sample):
-        run("mov dword ptr [bar0 + 0x10], 99\n exit 0")
-        until(lambda: ("bell", 1) in sample.log)
-        assert plugged.counters["memory_writes"] == 0
 
-    def test_it_follows_the_bar(self, run, plugged, sample):
-        moved = 0xD0000000
-        run(
-            f"mov dword ptr [0xb0008010], {moved:#x}\n mov dword ptr [{moved + 0x10:#x}], 3\n"
-            "mov dword ptr [bar0 + 0x10], 3\n exit 0"
-        )
-        until(lambda: ("bell", 1) in sample.log)
-        assert plugged.counters["memory_writes"] == 2, "the configuration write, and the store where nothing is now"
-        assert plugged.counters["unclaimed"] == 1
+def test_a_doorbell_follows_its_bar(run, plugged, sample):
+    moved = 0xD0000000
+    run(
+        f"mov dword ptr [0xb0008010], {moved:#x}\n mov dword ptr [{moved + 0x14:#x}], 3\n"
+        "mov dword ptr [bar0 + 0x14], 3\n exit 0"
+    )
+    until(lambda: ("every", 0) in sample.log)
+    assert plugged.counters["memory_writes"] == 2, "the configuration write, and the store where nothing is now"
+    assert plugged.counters["unclaimed"] == 1
 
 
 def test_posted_stores_come_in_order_and_before_what_follows(run, plugged, sample):
