@@ -201,9 +201,10 @@ class Demonstration:
 
 
 def held_memory() -> Counter[str]:
-    """Kilobytes of this process that the kernel keeps resident, by its own name (proc(5)): mlock, and long-term pins."""
+    """Kilobytes of this process that the kernel keeps resident: VmLck by mlock, VmPin by long-term pins (proc(5))."""
     status = Path("/proc/self/status").read_text()
-    return Counter({name: int(size) for name, size in re.findall(r"^(VmLck|VmPin):\s+(\d+) kB", status, re.MULTILINE)})
+    found = re.findall(r"^(VmLck|VmPin):\s+(\d+) kB", status, re.MULTILINE)
+    return Counter({name: int(size) for name, size in found})
 
 
 def demonstrate(name: str | None = None) -> Iterator[Proof]:
