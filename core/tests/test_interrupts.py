@@ -1,6 +1,7 @@
 """The interrupt port: what a model raises, what a bus connects, what a reset leaves."""
 
 import ctypes
+import gc
 import os
 import select
 import time
@@ -225,6 +226,7 @@ def test_bad_connections_are_named(event, tmp_path):
 
 def test_connecting_and_closing_leaks_no_descriptor(event):
     def open_descriptors():
+        gc.collect()  # what earlier tests left
         return len(list(Path("/proc/self/fd").iterdir()))
 
     def use():

@@ -1,6 +1,7 @@
 """Write-protection of the loopback guest: TRAP, TRACK, sharing, unmap, close; and comparison."""
 
 import ctypes
+import gc
 import mmap
 import os
 import subprocess
@@ -411,6 +412,7 @@ def test_nothing_is_left_of_a_hundred_protectors():
             memory.close()
 
     cycle()
+    gc.collect()  # what earlier tests left
     before = len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
     for _ in range(100):
         cycle()

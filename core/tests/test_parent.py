@@ -137,6 +137,7 @@ class TableInRam(WithRam):
 )
 def test_a_device_that_can_not_be_made_leaves_nothing(kind, error):
     gc.collect()  # what earlier tests left
+    gc.collect()  # what earlier tests left
     before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     for _ in range(3):
         with pytest.raises(error):

@@ -1,5 +1,6 @@
 """Real guests: Debian's stock kernels in stock QEMU."""
 
+import gc
 import os
 import random
 import signal
@@ -239,6 +240,7 @@ def test_a_qemu_that_does_not_end_well(linux_guest):
 def test_the_fixture_ends_guests_and_closes_what_they_held(tmp_path):
     from umdev_testkit.fixtures import LinuxGuests
 
+    gc.collect()  # what earlier tests left
     threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
     guests = LinuxGuests(tmp_path)
     guest = guests.start()
