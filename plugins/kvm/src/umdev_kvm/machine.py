@@ -275,7 +275,7 @@ class Machine:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; what the bridge counts."""
+        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; the bridge's."""
         return {
             **self.vm.exits(),
             **self.vm.counters(),
