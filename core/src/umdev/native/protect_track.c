@@ -9,6 +9,25 @@ enum {
     SCAN_GAP = 64       /* pages; to scan over them is cheaper than another request */
 };
 
+/* As umdev_protect_mark for every page of the regions; a word of bits at a time, since there may be many. */
+static void mark_regions(umdev_protector *protector, int slot, const struct page_region *regions, int count)
+{
+    uint64_t base = protector->ranges[slot].address;
+    for (umdev_protect_client *client = protector->clients; client; client = client->next) {
+        const uint64_t *watched = client->bits[slot].watched;
+        uint64_t *dirty = client->bits[slot].dirty;
+        for (int i = 0; i < count && watched && client->mode == UMDEV_PROTECT_TRACK; i++) {
+            uint64_t page = (regions[i].start - base) / UMDEV_PAGE, end = (regions[i].end - base) / UMDEV_PAGE;
+            while (page < end) {
+                uint64_t word = page / 64, rest = end - page;
+                uint64_t mask = rest < 64 ? ((uint64_t)1 << rest) - 1 : ~(uint64_t)0;
+                dirty[word] |= watched[word] & mask << (page % 64);
+                page = (word + 1) * 64;
+            }
+        }
+    }
+}
+
 static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64_t end)
 {
     uint64_t base = protector->ranges[slot].address;
@@ -27,9 +46,7 @@ static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64
         int found = ioctl(protector->pagemap, PAGEMAP_SCAN, &scan);
         if (found < 0)
             return errno == ENOTTY || errno == EINVAL ? -EOPNOTSUPP : -errno;
-        for (int i = 0; i < found; i++)
-            for (uint64_t address = regions[i].start; address < regions[i].end; address += UMDEV_PAGE)
-                umdev_protect_mark(protector, slot, (address - base) / UMDEV_PAGE);
+        mark_regions(protector, slot, regions, found);
         if (scan.walk_end <= scan.start)
             break;
         scan.start = scan.walk_end;
@@ -48,6 +65,19 @@ static uint64_t next_watched(const uint64_t *watched, uint64_t page, uint64_t pa
     return pages;
 }
 
+static uint64_t next_unwatched(const uint64_t *watched, uint64_t page, uint64_t pages)
+{
+    while (page < pages) {
+        uint64_t rest = ~watched[page / 64] >> (page % 64);
+        if (rest) {
+            page += (uint64_t)__builtin_ctzll(rest);
+            return page < pages ? page : pages;
+        }
+        page = (page / 64 + 1) * 64;
+    }
+    return pages;
+}
+
 /* The kernel calls every page written that is not armed, so only what the client watches is scanned. */
 static int scan_client(umdev_protect_client *client)
 {
@@ -57,10 +87,10 @@ static int scan_client(umdev_protect_client *client)
         uint64_t pages = protector->ranges[slot].pages;
         uint64_t first = watched ? next_watched(watched, 0, pages) : pages;
         while (first < pages) {
-            uint64_t end = first + 1;
+            uint64_t end = next_unwatched(watched, first, pages);
             uint64_t next = next_watched(watched, end, pages);
             while (next < pages && next - end <= SCAN_GAP) {
-                end = next + 1;
+                end = next_unwatched(watched, next, pages);
                 next = next_watched(watched, end, pages);
             }
             int result = scan_run(protector, slot, first, end);
@@ -84,13 +114,14 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX && !result; slot++) {
         uint64_t *dirty = client->bits[slot].dirty;
         uint64_t end = dirty ? protector->ranges[slot].pages : 0;
-        for (uint64_t page = next_watched(dirty, 0, end); page < end && count < capacity && !result;
-             page = next_watched(dirty, page + 1, end)) {
-            umdev_bit_clear(dirty, page);
-            pages[count] = protector->ranges[slot].address + page * UMDEV_PAGE;
-            if (!protector->asynchronous)
-                result = umdev_protect_run_add(&run, pages[count]);
-            count++;
+        for (uint64_t page = 0; page < end; page += 64) {
+            uint64_t *bits = &dirty[page / 64];
+            for (; *bits && count < capacity && !result; *bits &= *bits - 1) {
+                pages[count] = protector->ranges[slot].address + (page + (uint64_t)__builtin_ctzll(*bits)) * UMDEV_PAGE;
+                if (!protector->asynchronous)
+                    result = umdev_protect_run_add(&run, pages[count]);
+                count++;
+            }
         }
     }
     if (!result)

@@ -8,12 +8,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from umdev.errors import Conflict, InvalidArgument, NotFound
+from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound
 
 from . import layout
 from ._fast import ffi, lib
 from .interrupts import FunctionInterrupts, Routes
-from .vm import check
+from .vm import check, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,6 +87,8 @@ class Bridge:
         self._free_bells: list[int] = []
         self.bad_placements = 0
         """How often a BAR was put where it can't be: over memory, another BAR, an interrupt controller."""
+        self.refusals = 0
+        """How often the kernel refused a memory slot, doorbell or zone for a BAR, whose accesses are exits then."""
 
     @property
     def functions(self) -> list[Plugged]:
@@ -266,27 +268,49 @@ class Bridge:
         )  # fmt: skip
 
     def _put_up(self, placement: Placement) -> None:
-        assert self._vm is not None, "checked by _settle"
+        """What makes accesses cheap. Where the kernel refuses (an address beyond the processor's, no slot left) they
+        stay exits, which work as well: the guest chooses addresses, and must not end the machine with one.
+        """
+        undo = self._plugged[placement.slot].undo.setdefault(placement.region, [])
+        for add in (self._add_windows, self._add_doorbells, self._add_posted):
+            try:
+                add(placement, undo)
+            except (Conflict, HypervisorError) as error:
+                self.refusals += 1
+                log.warning("slot %d: BAR %d at %#x is trapped: %s", *_name(placement), error)
+
+    def _add_windows(self, placement: Placement, undo: list[Any]) -> None:
         plugged = self._plugged[placement.slot]
-        undo = plugged.undo.setdefault(placement.region, [])
         memory = plugged.memory.get(placement.region)
-        if memory is not None:
-            host = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
-            for area in plugged.attachment.regions[placement.region].areas:
-                slot = self._slots.add(placement.address + area.offset, area.length, host + area.offset)
-                undo.append(("slot", slot))
-        for bell in plugged.attachment.doorbells:
-            if bell.region == placement.region:
-                number = self._free_bells.pop() if self._free_bells else self._bells
-                self._bells = max(self._bells, number + 1)
-                pointer = ffi.cast("umdev_device *", plugged.attachment.native.address)
-                code = lib.umdev_kvm_add_doorbell(
-                    self._vm.pointer, number, placement.io, placement.address + bell.offset, bell.width,
-                    bell.value or 0, bell.value is None, pointer, bell.region, bell.offset,
-                )  # fmt: skip
-                check(code, "KVM_IOEVENTFD")
-                undo.append(("bell", number))
-        for zone in plugged.posted:
+        if memory is None:
+            return
+        host = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+        for area in plugged.attachment.regions[placement.region].areas:
+            slot = self._slots.add(placement.address + area.offset, area.length, host + area.offset)
+            undo.append(("slot", slot))
+
+    def _add_doorbells(self, placement: Placement, undo: list[Any]) -> None:
+        assert self._vm is not None, "checked by _settle"
+        attachment = self._plugged[placement.slot].attachment
+        pointer = ffi.cast("umdev_device *", attachment.native.address)
+        for bell in attachment.doorbells:
+            if bell.region != placement.region:
+                continue
+            number = self._free_bells.pop() if self._free_bells else self._bells
+            code = lib.umdev_kvm_add_doorbell(
+                self._vm.pointer, number, placement.io, placement.address + bell.offset, bell.width,
+                bell.value or 0, bell.value is None, pointer, bell.region, bell.offset,
+            )  # fmt: skip
+            if code:
+                if number != self._bells:
+                    self._free_bells.append(number)
+                raise failure("KVM_IOEVENTFD", code)
+            self._bells = max(self._bells, number + 1)
+            undo.append(("bell", number))
+
+    def _add_posted(self, placement: Placement, undo: list[Any]) -> None:
+        assert self._vm is not None, "checked by _settle"
+        for zone in self._plugged[placement.slot].posted:
             if zone.region == placement.region:
                 address = placement.address + zone.offset
                 code = lib.umdev_kvm_set_posted(self._vm.pointer, address, zone.length, 1)

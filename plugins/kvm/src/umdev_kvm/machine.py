@@ -38,6 +38,9 @@ log = logging.getLogger("umdev.kvm")
 MEMORY = 16 << 20
 """Bytes of memory unless said otherwise. Pages that nobody touches cost nothing."""
 
+CONSOLE_LIMIT = 16 << 20
+"""Bytes that `Machine.console_output` keeps; what the guest sends after them is dropped."""
+
 
 class Machine:
     """A virtual machine of this process. Closing it detaches its devices and leaves them open.
@@ -57,6 +60,7 @@ class Machine:
         self.vcpus = vcpus
         self._own_console = os.memfd_create("umdev-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._console = os.dup(self._own_console if console is None else console)
+        self._bounded_console = console is None
         self._closed = False
         self._pauses = 0
         self._loader: Callable[[], None] | None = None
@@ -64,7 +68,7 @@ class Machine:
         self.ram = Ram(memory)
         """The machine's memory."""
         try:
-            self._vm = Vm(self._console, vcpus)
+            self._vm = Vm(self._console, vcpus, self._console_room)
         except BaseException:
             self._close_files()
             raise
@@ -240,7 +244,7 @@ class Machine:
             raise StateError("the machine is paused: resume it before a reset")
         self.bridge.release()
         old = self._vm
-        self._vm = Vm(self._console, self.vcpus)
+        self._vm = Vm(self._console, self.vcpus, self._console_room)
         old.close()
         for plugged in self.bridge.functions:
             plugged.attachment.reset(ResetKind.BUS)
@@ -271,8 +275,13 @@ class Machine:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; `bad_placements`."""
-        return {**self.vm.exits(), **self.vm.counters(), "bad_placements": self.bridge.bad_placements}
+        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; the bridge's."""
+        return {
+            **self.vm.exits(),
+            **self.vm.counters(),
+            "bad_placements": self.bridge.bad_placements,
+            "refusals": self.bridge.refusals,
+        }
 
     def prefault(self, guest: int, length: int) -> None:
         """Fill second-level page-table entries ahead of use; no pin: the kernel may take them back. Not while running.
@@ -310,6 +319,13 @@ class Machine:
         self.close()
 
     # Inside.
+
+    @property
+    def _console_room(self) -> int:
+        """Bytes that the guest may still write to the console."""
+        if not self._bounded_console:
+            return (1 << 64) - 1
+        return max(0, CONSOLE_LIMIT - os.fstat(self._own_console).st_size)
 
     def _close_files(self) -> None:
         self.ram.close()

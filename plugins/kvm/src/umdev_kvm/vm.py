@@ -73,14 +73,16 @@ def open_failure(call: str, code: int) -> Exception:
 class Vm:
     """One `umdev_kvm`; a reset of the machine makes another. Any thread may call it, `close` when no other does."""
 
-    def __init__(self, console: int, vcpus: int) -> None:
-        """Raises: NotSupported without a usable /dev/kvm; HypervisorError."""
+    def __init__(self, console: int, vcpus: int, console_room: int = 0) -> None:
+        """The serial port writes at most `console_room` bytes to the descriptor `console`.
+
+        Raises: NotSupported without a usable /dev/kvm; HypervisorError."""
         api = ffi.cast("umdev_api *", api_address())
         if api.header.major != 1 or api.header.size < ffi.sizeof("umdev_api"):
             has = f"{api.header.major}.{api.header.minor}"
             raise NotSupported(f"umdev-kvm was built for ABI 1 of the core, which has {has}: install both anew")
         error, failed = ffi.new("int *"), ffi.new("const char **")
-        self._pointer = lib.umdev_kvm_new(api, console, error, failed)
+        self._pointer = lib.umdev_kvm_new(api, console, console_room, error, failed)
         if self._pointer == ffi.NULL:
             raise open_failure(ffi.string(failed[0]).decode(), error[0])
         self._vcpus: list[Any] = []

@@ -125,3 +125,17 @@ def test_a_failed_batch_is_undone(plugged):
     with pytest.raises(Conflict), plugged.slots.batch() as batch:
         batch.replace([first], [(first.guest, 0x1000, first.host, 0), (second.guest, 0x1000, first.host, 0)])
     assert [(s.guest, s.length) for s in plugged.slots.slots] == [(s.guest, s.length) for s in before]
+
+
+def test_a_window_that_the_kernel_refuses_is_trapped(run, plugged, sample, monkeypatch):
+    from umdev.errors import HypervisorError
+
+    def refuse(*_):
+        raise HypervisorError("KVM_SET_USER_MEMORY_REGION: no slot is left")
+
+    monkeypatch.setattr(plugged.slots, "add", refuse)
+    source = f"{ports(0x18, 0xD1000000)} mov dword ptr [0xd1004000], 0x55555555\n mov eax, [0xd1004000]\n out 0xf4, eax"
+    assert run(source) == 0x55555555
+    assert sample.bar2.window.view[0:4] == b"\x55" * 4
+    assert plugged.counters["refusals"] == 1
+    assert plugged.counters["memory_writes"] >= 1

@@ -215,3 +215,11 @@ def test_why_kvm_cannot_be_opened():
     assert busy.errno == 16
     assert busy.call == "KVM_CREATE_VM"
     assert "another hypervisor" in str(busy)
+
+
+def test_a_chatty_guest_fills_no_memory(machine, monkeypatch):
+    monkeypatch.setattr("umdev_kvm.machine.CONSOLE_LIMIT", 100)
+    machine.reset()
+    machine.load(assemble("mov dx, 0x3f8\n mov ecx, 1000\nagain: out dx, al\n loop again\n exit 1"))
+    assert machine.run(20).value == 1
+    assert len(machine.console_output) == 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages
+from . import kvm, memory, messages, protect
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -19,6 +19,10 @@ ROWS = (
     Row("memory/lookup1000/c", 1.3, memory.lookup_thousand),
     Row("kvm/mmio/c", 1.03, kvm.mmio_c),
     Row("kvm/mmio/python", 1.15, kvm.mmio_python),
+    Row("protect/trap/c", 1.2, protect.trap_c),
+    Row("protect/trap/python", 1.5, protect.trap_python),
+    Row("protect/arm", 1.2, protect.arm),
+    Row("protect/track-scan", 1.2, protect.track_scan),
 )
 
 

@@ -60,6 +60,7 @@ struct umdev_kvm_table {
 struct umdev_kvm_serial {
     pthread_mutex_t mutex;
     int console;
+    uint64_t room; /* bytes that it still takes */
     uint8_t interrupt_enable, line_control, modem_control, scratch, divisor[2], fifo_control;
     bool transmitter_empty_pends;
     bool level;
@@ -149,7 +150,7 @@ int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64
 int umdev_kvm_config(umdev_kvm *machine, uint32_t function, uint32_t offset, uint8_t *bytes, uint32_t length,
                      bool write, uint32_t initiator, umdev_kvm_event *event);
 /* serial.c */
-void umdev_kvm_serial_init(umdev_kvm *machine, int console);
+void umdev_kvm_serial_init(umdev_kvm *machine, int console, uint64_t room);
 void umdev_kvm_serial_free(umdev_kvm *machine);
 void umdev_kvm_serial_access(umdev_kvm *machine, uint32_t offset, uint8_t *bytes, uint32_t length, bool write);
 /* platform.c */

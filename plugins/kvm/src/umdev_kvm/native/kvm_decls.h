@@ -66,9 +66,9 @@ typedef struct umdev_kvm_message {
     uint64_t address;
 } umdev_kvm_message;
 
-/* The machine: kernel objects with interrupt controllers and timer. `console` is written to by the serial port, -1: by
- * none; it is borrowed. `flags`: UMDEV_KVM_... On failure *failed names the kernel's call. */
-umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, int *error, const char **failed);
+/* The machine: kernel objects with interrupt controllers and timer. `console`, borrowed, gets what the
+ * serial port sends, at most `room` bytes; -1: nothing does. On failure *failed names the kernel's call. */
+umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *error, const char **failed);
 void umdev_kvm_free(umdev_kvm *machine);
 int umdev_kvm_extension(const umdev_kvm *machine, uint32_t capability); /* KVM_CHECK_EXTENSION; negative: errno */
 int umdev_kvm_descriptor(const umdev_kvm *machine);                     /* the VM's, borrowed */

@@ -19,7 +19,7 @@ static umdev_kvm *fail(umdev_kvm *machine, int code, const char *call, int *erro
     return NULL;
 }
 
-umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, int *error, const char **failed)
+umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *error, const char **failed)
 {
     *error = 0;
     *failed = "";
@@ -36,7 +36,7 @@ umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, int *error, const ch
     pthread_mutex_init(&machine->table_mutex, NULL);
     pthread_mutex_init(&machine->ring_mutex, NULL);
     pthread_mutex_init(&machine->bell_mutex, NULL);
-    umdev_kvm_serial_init(machine, console);
+    umdev_kvm_serial_init(machine, console, room);
     int code = umdev_kvm_gate_init();
     if (code)
         return fail(machine, -code, "sigaction", error, failed);

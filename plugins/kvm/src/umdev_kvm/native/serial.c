@@ -10,9 +10,10 @@ enum { DATA, INTERRUPT_ENABLE, INTERRUPT_IDENT, LINE_CONTROL, MODEM_CONTROL, LIN
 #define LOOP 0x10u
 #define DIVISOR_ACCESS 0x80u
 
-void umdev_kvm_serial_init(umdev_kvm *machine, int console)
+void umdev_kvm_serial_init(umdev_kvm *machine, int console, uint64_t room)
 {
     pthread_mutex_init(&machine->serial.mutex, NULL);
+    machine->serial.room = room;
     machine->serial.console = console;
 }
 
@@ -47,6 +48,15 @@ static bool receive(struct umdev_kvm_serial *serial, uint8_t byte)
     serial->queue[serial->tail] = byte;
     serial->tail = next;
     return true;
+}
+
+static void transmit(struct umdev_kvm_serial *serial, uint8_t byte)
+{
+    if (serial->console < 0 || !serial->room)
+        return;
+    serial->room--;
+    if (write(serial->console, &byte, 1) != 1)
+        serial->console = -1; /* nobody reads any more: the guest goes on */
 }
 
 static uint8_t read_register(umdev_kvm *machine, uint32_t offset)
@@ -106,8 +116,8 @@ static void write_register(umdev_kvm *machine, uint32_t offset, uint8_t value)
         }
         if (serial->modem_control & LOOP)
             receive(serial, value);
-        else if (serial->console >= 0 && write(serial->console, &value, 1) != 1)
-            serial->console = -1; /* nobody reads any more: the guest goes on */
+        else
+            transmit(serial, value);
         serial->transmitter_empty_pends = true;
         break;
     case INTERRUPT_ENABLE:

@@ -42,3 +42,20 @@ typedef struct umdev_bench_kvm umdev_bench_kvm;
 umdev_bench_kvm *umdev_bench_kvm_new(const void *payload, uint32_t length, int *error);
 int umdev_bench_kvm_reads(umdev_bench_kvm *machine, uint32_t count, uint64_t *times);
 void umdev_bench_kvm_free(umdev_bench_kvm *machine);
+
+/* Memory of this process under a bare userfaultfd: the least that protection can cost. Asynchronous: no thread; the
+ * kernel remembers stores, and a scan tells. Else a thread releases each page that is stored to. */
+typedef struct umdev_bench_guard umdev_bench_guard;
+umdev_bench_guard *umdev_bench_guard_new(uint32_t pages, int asynchronous, int *error);
+void umdev_bench_guard_free(umdev_bench_guard *guard);
+/* A batch protects all pages by one request. */
+int umdev_bench_guard_arms(umdev_bench_guard *guard, uint32_t count, uint64_t *times);
+/* A batch stores to each page once, all of them protected. */
+int umdev_bench_guard_traps(umdev_bench_guard *guard, uint32_t count, uint64_t *times);
+/* A batch scans all pages, each `stride`-th of them stored to since the last scan. */
+int umdev_bench_guard_scans(umdev_bench_guard *guard, uint32_t stride, uint32_t count, uint64_t *times);
+
+/* Store to each `stride`-th page; *time gets nanoseconds. */
+int umdev_bench_store_pages(uint8_t *memory, uint32_t pages, uint32_t stride, uint64_t *time);
+/* A umdev_page_notify: counts in *(uint64_t *)context. */
+void umdev_bench_notified(void *context, uint64_t address);

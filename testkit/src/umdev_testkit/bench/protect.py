@@ -1,0 +1,174 @@
+"""Protection rows: what it costs to be told of a guest's stores, against a bare userfaultfd.
+
+The guest is memory of this process and a loop in C that stores to it: as processors do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from umdev import _native
+from umdev.addresses import PAGE_SIZE, Iova
+from umdev.hypervisor import GuestMemory, NativeClient, ProtectMode, UserfaultProtector
+
+from .device import BenchDevice
+from .measure import Pair
+from .native import ffi, lib, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["arm", "track_scan", "trap_c", "trap_python"]
+
+TRAPS = 64  # pages that one batch stores to
+PAGES = 16384  # that one batch arms, or scans: calls from Python weigh little then
+STRIDE = 8  # one page in so many has been stored to
+BATCHES = 20
+BASE = Iova(0x1_0000_0000)
+
+
+@contextmanager
+def trap_c() -> Iterator[Pair]:
+    """A store that a C function is told of, the device lock held."""
+    told = ffi.new("uint64_t *")
+    notify = _address(ffi.addressof(lib, "umdev_bench_notified")), _address(told)
+    with BenchDevice() as device, _memory(TRAPS) as guest, _guard(TRAPS, asynchronous=False) as guard:
+        client = NativeClient(guest.protector(), ProtectMode.TRAP, device.native, None, notify=notify)
+        addresses = [guest.address + number * PAGE_SIZE for number in range(TRAPS)]
+
+        def subject() -> Sequence[float]:
+            times = []
+            for _ in range(BATCHES):
+                _expect(client.arm(addresses)[0] == 0)
+                before = told[0]
+                times.append(_store(guest, TRAPS) / TRAPS)
+                _expect(told[0] - before == TRAPS)
+            return times
+
+        try:
+            yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_traps, guard, TRAPS))
+        finally:
+            client.close()
+
+
+@contextmanager
+def trap_python() -> Iterator[Pair]:
+    """A store that a model's Python is told of."""
+    with BenchDevice() as device, _memory(TRAPS) as guest, _guard(TRAPS, asynchronous=False) as guard:
+        device.address_space.map(BASE, guest.size, descriptor=guest.descriptor)
+        protector = UserfaultProtector(guest.protector(), device.address_space, ProtectMode.TRAP, device.native)
+        pages = [Iova(BASE + number * PAGE_SIZE) for number in range(TRAPS)]
+        told: list[Any] = []
+
+        def subject() -> Sequence[float]:
+            times = []
+            for _ in range(BATCHES):
+                protector.protect(pages, told.append)
+                told.clear()
+                times.append(_store(guest, TRAPS) / TRAPS)
+                _expect(len(told) == TRAPS)
+            return times
+
+        try:
+            yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_traps, guard, TRAPS))
+        finally:
+            protector.close()
+            device.address_space.unmap_all()
+
+
+@contextmanager
+def arm() -> Iterator[Pair]:
+    """To arm a page, in a batch of neighbours."""
+    with _client(ProtectMode.TRAP) as (native, addresses, _), _guard(PAGES, asynchronous=False) as guard:
+        core, failed = _native.lib, _native.ffi.new("uint64_t *")
+
+        def subject() -> Sequence[float]:
+            times = []
+            for _ in range(BATCHES):
+                start = time.perf_counter_ns()
+                code = core.umdev_protect_client_arm(native, addresses, PAGES, failed)
+                times.append((time.perf_counter_ns() - start) / PAGES)
+                _expect(code == 0 and core.umdev_protect_client_pages(native) == PAGES)
+                core.umdev_protect_client_disarm(native, addresses, PAGES)
+            return times
+
+        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_arms, guard, PAGES))
+
+
+@contextmanager
+def track_scan() -> Iterator[Pair]:
+    """To look at a page: one in eight has been stored to."""
+    with _client(ProtectMode.TRACK) as (native, addresses, guest), _guard(PAGES, asynchronous=True) as guard:
+        core, failed = _native.lib, _native.ffi.new("uint64_t *")
+        found = _native.ffi.new("uint64_t[]", PAGES)
+        _expect(core.umdev_protect_client_arm(native, addresses, PAGES, failed) == 0)
+
+        def subject() -> Sequence[float]:
+            times = []
+            core.umdev_protect_client_collect(native, found, PAGES)
+            for _ in range(BATCHES):
+                _store(guest, PAGES, STRIDE)
+                start = time.perf_counter_ns()
+                count = core.umdev_protect_client_collect(native, found, PAGES)
+                times.append((time.perf_counter_ns() - start) / PAGES)
+                _expect(count == PAGES // STRIDE)
+            return times
+
+        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_scans, guard, PAGES, STRIDE))
+
+
+@contextmanager
+def _client(mode: ProtectMode) -> Iterator[tuple[Any, Any, GuestMemory]]:
+    """The core's C client of a mode, the addresses of all pages, and the memory."""
+    core = _native.lib
+    with _memory(PAGES) as guest:
+        numbers = [guest.address + number * PAGE_SIZE for number in range(PAGES)]
+        null = _native.ffi.NULL
+        client = guest.protector().native_client(mode, null, null, null)
+        try:
+            yield client, _native.ffi.new("uint64_t[]", numbers), guest
+        finally:
+            core.umdev_protect_client_free(client)
+
+
+@contextmanager
+def _memory(pages: int) -> Iterator[GuestMemory]:
+    with GuestMemory(pages * PAGE_SIZE, reserve=0) as guest:
+        guest.fill(0, guest.size, 1)  # it is there: what is measured is protection
+        yield guest
+
+
+@contextmanager
+def _guard(pages: int, *, asynchronous: bool) -> Iterator[Any]:
+    error = ffi.new("int *")
+    guard = lib.umdev_bench_guard_new(pages, asynchronous, error)
+    if guard == ffi.NULL:
+        raise OSError(-error[0], f"userfaultfd: {os.strerror(-error[0])}")
+    try:
+        yield guard
+    finally:
+        lib.umdev_bench_guard_free(guard)
+
+
+def _store(guest: GuestMemory, pages: int, stride: int = 1) -> int:
+    """Nanoseconds for a store to each `stride`-th page."""
+    duration = ffi.new("uint64_t *")
+    lib.umdev_bench_store_pages(ffi.cast("uint8_t *", guest.address), pages, stride, duration)
+    return int(duration[0])
+
+
+def _per_page(measure: Any, guard: Any, pages: int, *more: int) -> Sequence[float]:
+    return [duration / pages for duration in timed(measure, guard, *more, count=BATCHES)]
+
+
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def _expect(condition: bool) -> None:
+    """Every store was told of: else the time says nothing."""
+    if not condition:
+        raise RuntimeError("not every store was told of, or not every page was armed")
