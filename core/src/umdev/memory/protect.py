@@ -262,9 +262,7 @@ class UserfaultProtector:
     device's own DMA, nor other mappings of the same memory, nor holes punched into the file alone.
     """
 
-    def __init__(
-        self, guest: Guest, memory: AddressSpace, mode: ProtectMode, native: LockOwner | None = None
-    ) -> None:
+    def __init__(self, guest: Guest, memory: AddressSpace, mode: ProtectMode, native: LockOwner | None = None) -> None:
         if mode not in _MODES:
             raise NotSupported(f"userfaultfd gives TRAP and TRACK; {mode.name} shows no value of a store")
         self._guest = guest
