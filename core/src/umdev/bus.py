@@ -1,7 +1,7 @@
 """Everything a bus driver imports: attachments, the address space it fills, and the hooks it implements."""
 
 from ._native import ffi, lib
-from .attach import Attachment, AttachmentState, BoundServices
+from .attach import AttachedFunction, Attachment, AttachmentState, Bound, BoundServices, PushedMemory
 from .device.dispatch import NativeDevice
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
@@ -29,8 +29,10 @@ from .services import (
 __all__ = [
     "AddressSpace",
     "Area",
+    "AttachedFunction",
     "Attachment",
     "AttachmentState",
+    "Bound",
     "BoundServices",
     "Decline",
     "Doorbell",
@@ -45,6 +47,7 @@ __all__ = [
     "Passthrough",
     "ProtectMode",
     "Protection",
+    "PushedMemory",
     "RegionIndex",
     "ResetKind",
     "Row",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..attach import Bound, PushedMemory
 from ..errors import ProtectError
 from ..hookspecs import hookimpl
 from ..services import (
@@ -14,35 +14,14 @@ from ..services import (
     MemoryMapper,
     PageProtector,
     Passthrough,
-    Protection,
     ProtectMode,
     Trap,
 )
 from .function import DEFAULT_MEMORY, LoopbackFunction
 
 if TYPE_CHECKING:
-    from ..addresses import Iova
     from ..attach import Attachment
     from ..device import Device
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A service with nothing to give back: what it uses ends with the function."""
-
-    mechanism: str
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushedMemory(Bound):
-    """Memory that the bus has mapped before the device asks."""
-
-    def map(self, address: Iova, length: int, protection: Protection, space: int) -> bool:  # noqa: ARG002  # the service's
-        """There is nothing more to map."""
-        return False
 
 
 class LoopbackBus:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from umdev.bus import Bound, PushedMemory
 from umdev.errors import StateError
 from umdev.hookspecs import hookimpl
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         MemoryMapper,
         PageProtector,
         Passthrough,
-        Protection,
         ProtectMode,
         Trap,
     )
@@ -34,20 +33,11 @@ JOIN_TIMEOUT = 10.0
 """Seconds for a server's thread to end once its client is gone: the handler that runs then must return."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A service with nothing to give back: what it uses ends with the connection."""
-
-    mechanism: str
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class PushedMaps:
+class PushedMaps(PushedMemory):
     """Service 4: the client maps its memory before the device asks for it."""
 
     def __init__(self, memory: AddressSpace) -> None:
+        super().__init__()
         self._memory = memory
 
     @property
@@ -61,13 +51,6 @@ class PushedMaps:
         if shared < len(maps):
             ways.append("DMA_READ and DMA_WRITE messages")
         return ", ".join(ways)
-
-    def map(self, address: int, length: int, protection: Protection, space: int) -> bool:  # noqa: ARG002 - MemoryMapper's signature
-        """Nothing can be asked of the client: what it has not mapped stays out of reach."""
-        return False
-
-    def close(self) -> None:
-        """The maps end with the attachment."""
 
 
 class VfioUserBus:
