@@ -123,7 +123,7 @@ class Demonstration:
             pinned = locked_bytes() - before
             self._command("UNPIN")
             after = locked_bytes() - before
-        return f"{nonce} pages: VmLck +{pinned >> 10} kB, unpinned +{after >> 10} kB", (
+        return f"{nonce} pages: VmLck and VmPin +{pinned >> 10} kB, unpinned +{after >> 10} kB", (
             pinned == nonce * PAGE_SIZE and after == 0
         )
 
@@ -199,9 +199,9 @@ class Demonstration:
 
 
 def locked_bytes() -> int:
-    """How much memory of this process the kernel holds locked (proc(5), VmLck)."""
-    match = re.search(r"^VmLck:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
+    """How much memory of this process the kernel holds locked or pinned (proc(5), VmLck and VmPin)."""
+    found = re.findall(r"^Vm(?:Lck|Pin):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return sum(int(kilobytes) << 10 for kilobytes in found)
 
 
 def demonstrate(name: str | None = None) -> Iterator[Proof]:
