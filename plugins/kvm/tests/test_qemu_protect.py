@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.guest
 
 PAGES = 64
-STORES = 20_000
+STORES = 4_000
 START = f"""
 set -e
 /stores {PAGES} >/pages 2>&1 &

@@ -315,24 +315,29 @@ static int client_check(umdev_protect_client *client, const uint64_t *pages, uin
     umdev_protector *protector = client->protector;
     if (protector->lost || client->closed)
         return -ESRCH;
-    bool inside = protector->serving && pthread_equal(pthread_self(), protector->thread);
-    int slot = -1;
-    for (uint32_t i = 0; i < count; i++) {
-        *failed = pages[i];
-        if (pages[i] % UMDEV_PAGE)
-            return -EINVAL;
-        if (inside && pages[i] == protector->serving && client->mode == UMDEV_PROTECT_TRAP)
-            return -EBUSY; /* the store could never land */
-        const struct umdev_protect_range *range = &protector->ranges[slot < 0 ? 0 : slot];
-        if (slot < 0 || pages[i] - range->address >= range->pages * UMDEV_PAGE)
-            slot = umdev_protect_find(protector, pages[i]);
-        if (slot < 0)
-            return -EFAULT;
-        int result = client_bits(client, slot, protector->ranges[slot].pages);
+    bool trap = client->mode == UMDEV_PROTECT_TRAP;
+    bool inside = trap && protector->serving && pthread_equal(pthread_self(), protector->thread);
+    uint64_t forbidden = inside ? protector->serving : 1; /* 1 is no page */
+    uint64_t start = 0, length = 0;                       /* of the range that the page before was in */
+    int result = 0;
+    for (uint32_t i = 0; i < count && !result; i++) {
+        uint64_t address = pages[i];
+        if (address % UMDEV_PAGE) {
+            result = -EINVAL;
+        } else if (address == forbidden) {
+            result = -EBUSY; /* the store could never land */
+        } else if (address - start >= length) {
+            int slot = umdev_protect_find(protector, address);
+            result = slot < 0 ? -EFAULT : client_bits(client, slot, protector->ranges[slot].pages);
+            if (!result) {
+                start = protector->ranges[slot].address;
+                length = protector->ranges[slot].pages * UMDEV_PAGE;
+            }
+        }
         if (result)
-            return result;
+            *failed = address;
     }
-    return 0;
+    return result;
 }
 
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed)
@@ -341,21 +346,24 @@ int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages
     pthread_mutex_lock(&protector->lock);
     int result = client_check(client, pages, count, failed);
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
-    int slot = -1;
+    uint64_t start = 0, length = 0, added = 0;
+    uint64_t *watched = NULL;
     for (uint32_t i = 0; i < count && !result; i++) {
-        const struct umdev_protect_range *range = &protector->ranges[slot < 0 ? 0 : slot];
-        if (slot < 0 || pages[i] - range->address >= range->pages * UMDEV_PAGE) {
-            slot = umdev_protect_find(protector, pages[i]);
-            range = &protector->ranges[slot];
+        uint64_t address = pages[i];
+        if (address - start >= length) {
+            int slot = umdev_protect_find(protector, address);
+            start = protector->ranges[slot].address;
+            length = protector->ranges[slot].pages * UMDEV_PAGE;
+            watched = client->bits[slot].watched;
         }
-        uint64_t page = (pages[i] - range->address) / UMDEV_PAGE;
-        struct umdev_protect_bits *bits = &client->bits[slot];
-        if (umdev_bit(bits->watched, page))
+        uint64_t page = (address - start) / UMDEV_PAGE;
+        if (umdev_bit(watched, page))
             continue; /* armed, or tracked and waiting to be collected */
-        umdev_bit_set(bits->watched, page);
-        client->watching++;
-        result = umdev_protect_run_add(&run, pages[i]);
+        umdev_bit_set(watched, page);
+        added++;
+        result = umdev_protect_run_add(&run, address);
     }
+    client->watching += added;
     if (!result)
         result = umdev_protect_run_flush(&run);
     pthread_mutex_unlock(&protector->lock);

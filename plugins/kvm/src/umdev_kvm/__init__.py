@@ -13,6 +13,8 @@ from .machine import Machine
 from .outcome import Outcome, OutcomeKind
 from .plugin import KvmBus, KvmHypervisor, bus, hypervisor
 from .posted import Posted
+from .preload import preload_path
+from .qemu import prepare_client
 from .slots import MemorySlots, SlotBatch
 
 __all__ = [
@@ -27,4 +29,6 @@ __all__ = [
     "boot_linux",
     "bus",
     "hypervisor",
+    "preload_path",
+    "prepare_client",
 ]

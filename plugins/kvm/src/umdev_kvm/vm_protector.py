@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -82,19 +83,25 @@ class VmProtector:
 
     def _leave(self, link: socket.socket) -> None:
         # The directory's lock: whoever starts a protector holds it while it looks for one.
-        with runtime.locked(self._path.parent) as directory:
-            with self._guard:
-                self._peers.discard(link)
-                last = not self._peers
-            if last and not self._waiting():
-                self._path.unlink(missing_ok=True)
-                self._listener.shutdown(socket.SHUT_RDWR)
-                runtime.prune(directory)
-        link.close()  # now: whoever waits for this finds the socket gone
+        try:
+            with runtime.locked(self._path.parent) as directory:
+                if self._drop(link) and not self._waiting():
+                    self._path.unlink(missing_ok=True)
+                    self._listener.shutdown(socket.SHUT_RDWR)
+                    runtime.prune(directory)
+        except StateError as error:  # somebody sits on the directory; the next one to leave tries again
+            _log.warning("%s", error)
+            self._drop(link)
+        finally:
+            link.close()  # now: whoever waits for this finds the socket gone
+
+    def _drop(self, link: socket.socket) -> bool:
+        """Forget a peer; True if nobody is left."""
+        with self._guard:
+            self._peers.discard(link)
+            return not self._peers
 
     def _waiting(self) -> bool:
-        import select
-
         return bool(select.select([self._listener], [], [], 0)[0])
 
     # For peers.

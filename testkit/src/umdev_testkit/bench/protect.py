@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["arm", "track_scan", "trap_c", "trap_python"]
 
 TRAPS = 64  # pages that one batch stores to
-PAGES = 16384  # that one batch arms, or scans: calls from Python weigh little then
+ARMED = 4096  # pages that one batch arms
+SCANNED = 16384  # pages that one batch scans: a call from Python weighs little beside it
 STRIDE = 8  # one page in so many has been stored to
 BATCHES = 20
 BASE = Iova(0x1_0000_0000)
@@ -82,50 +83,50 @@ def trap_python() -> Iterator[Pair]:
 @contextmanager
 def arm() -> Iterator[Pair]:
     """To arm a page, in a batch of neighbours."""
-    with _client(ProtectMode.TRAP) as (native, addresses, _), _guard(PAGES, asynchronous=False) as guard:
+    with _client(ProtectMode.TRAP, ARMED) as (native, addresses, _), _guard(ARMED, asynchronous=False) as guard:
         core, failed = _native.lib, _native.ffi.new("uint64_t *")
 
         def subject() -> Sequence[float]:
             times = []
             for _ in range(BATCHES):
                 start = time.perf_counter_ns()
-                code = core.umdev_protect_client_arm(native, addresses, PAGES, failed)
-                times.append((time.perf_counter_ns() - start) / PAGES)
-                _expect(code == 0 and core.umdev_protect_client_pages(native) == PAGES)
-                core.umdev_protect_client_disarm(native, addresses, PAGES)
+                code = core.umdev_protect_client_arm(native, addresses, ARMED, failed)
+                times.append((time.perf_counter_ns() - start) / ARMED)
+                _expect(code == 0 and core.umdev_protect_client_pages(native) == ARMED)
+                core.umdev_protect_client_disarm(native, addresses, ARMED)
             return times
 
-        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_arms, guard, PAGES))
+        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_arms, guard, ARMED))
 
 
 @contextmanager
 def track_scan() -> Iterator[Pair]:
     """To look at a page: one in eight has been stored to."""
-    with _client(ProtectMode.TRACK) as (native, addresses, guest), _guard(PAGES, asynchronous=True) as guard:
+    with _client(ProtectMode.TRACK, SCANNED) as (native, addresses, guest), _guard(SCANNED, asynchronous=True) as guard:
         core, failed = _native.lib, _native.ffi.new("uint64_t *")
-        found = _native.ffi.new("uint64_t[]", PAGES)
-        _expect(core.umdev_protect_client_arm(native, addresses, PAGES, failed) == 0)
+        found = _native.ffi.new("uint64_t[]", SCANNED)
+        _expect(core.umdev_protect_client_arm(native, addresses, SCANNED, failed) == 0)
 
         def subject() -> Sequence[float]:
             times = []
-            core.umdev_protect_client_collect(native, found, PAGES)
+            core.umdev_protect_client_collect(native, found, SCANNED)
             for _ in range(BATCHES):
-                _store(guest, PAGES, STRIDE)
+                _store(guest, SCANNED, STRIDE)
                 start = time.perf_counter_ns()
-                count = core.umdev_protect_client_collect(native, found, PAGES)
-                times.append((time.perf_counter_ns() - start) / PAGES)
-                _expect(count == PAGES // STRIDE)
+                count = core.umdev_protect_client_collect(native, found, SCANNED)
+                times.append((time.perf_counter_ns() - start) / SCANNED)
+                _expect(count == SCANNED // STRIDE)
             return times
 
-        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_scans, guard, PAGES, STRIDE))
+        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_scans, guard, SCANNED, STRIDE))
 
 
 @contextmanager
-def _client(mode: ProtectMode) -> Iterator[tuple[Any, Any, GuestMemory]]:
+def _client(mode: ProtectMode, pages: int) -> Iterator[tuple[Any, Any, GuestMemory]]:
     """The core's C client of a mode, the addresses of all pages, and the memory."""
     core = _native.lib
-    with _memory(PAGES) as guest:
-        numbers = [guest.address + number * PAGE_SIZE for number in range(PAGES)]
+    with _memory(pages) as guest:
+        numbers = [guest.address + number * PAGE_SIZE for number in range(pages)]
         null = _native.ffi.NULL
         client = guest.protector().native_client(mode, null, null, null)
         try:
