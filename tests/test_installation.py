@@ -22,7 +22,7 @@ EVERYTHING = {
 SETS = {
     "core": {"umdev"},
     "vfio_user": {"umdev", "umdev_testkit", "umdev_vfio_user"},
-    "kvm": {"umdev", "umdev_kvm", "umdev_testkit"},
+    "kvm": {"umdev", "umdev_edu", "umdev_kvm", "umdev_mtty", "umdev_testkit"},
     "all": EVERYTHING,
 }
 CHECKOUT = Path(__file__).parents[1]
