@@ -6,6 +6,7 @@ from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
 from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
+from .memory.owner import LockOwner
 from .memory.protect import GuestProtector, NativeClient, Notified, PageClient, UserfaultProtector
 from .memory.userfault import Userfault, adopt_userfault, open_userfault
 from .plugins import Row
@@ -30,6 +31,7 @@ __all__ = [
     "GuestProtector",
     "HostVirt",
     "Iova",
+    "LockOwner",
     "Mapping",
     "MemoryMapper",
     "NativeClient",

@@ -110,9 +110,8 @@ def test_trap_before_the_store_lands_and_track_misses_nothing(stores, watcher):
     device.collect()
     report = device.report()
     assert report["stale"] == 0
-    assert report["arms"] == report["events"] + PAGES
+    assert report["arms"] == report["events"] + report["armed"]  # each event ended one arming
     sound(report, events=100)
-    print(report)
     guest.check(device)
     # Nothing is left in the way.
     device.untrap(guest.pages)

@@ -11,8 +11,7 @@ from umdev.hypervisor import GuestProtector, ProtectMode, Userfault, UserfaultPr
 from .emulate import EmulateProtector, Emulator
 
 if TYPE_CHECKING:
-    from umdev.hypervisor import Attachment, GuestMemory, NativeClient, Notified, PageProtector
-    from umdev.memory.owner import LockOwner
+    from umdev.hypervisor import Attachment, GuestMemory, LockOwner, NativeClient, Notified, PageProtector
 
     from .machine import Machine
     from .vm import Vm

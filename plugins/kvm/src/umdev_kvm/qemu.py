@@ -91,10 +91,9 @@ def protect_pages(attachment: Attachment, mode: ProtectMode, decline: Decline) -
         reason = "the bus does not know the VMM's process"
     else:
         guest = RemoteGuest(wire.socket_path(), pid)
+        # Maps go before the VMM gives the memory up: what is known of its addresses is forgotten then.
+        guest.on_close = cancel = attachment.memory.on_unmap(lambda _: guest.forget(), late=True)
         try:
-            # Memory goes before the VMM unmaps it: what is known of its addresses is forgotten then.
-            cancel = attachment.memory.on_unmap(lambda _: guest.forget(), late=True)
-            guest.on_close = cancel
             return UserfaultProtector(guest, attachment.memory, mode, attachment.native)
         except (ProtectError, NotSupported) as error:
             cancel()

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from umdev.hypervisor import Notified
-    from umdev.memory.owner import LockOwner
+    from umdev.hypervisor import LockOwner, Notified
 
 _log = logging.getLogger("umdev.kvm")
 _REPLY_SECONDS = 2 * wire.PATIENCE

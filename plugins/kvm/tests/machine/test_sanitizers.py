@@ -30,7 +30,7 @@ def test_a_machine_in_turmoil(tmp_path, name):
         ["gcc", *FLAGS, *SANITIZERS[name], *includes, *sources, "-o", program],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=390,
         check=False,
     )
     assert built.returncode == 0, built.stderr
