@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..driver import DriverDoorbell, Function, RegionInfo
 from ..errors import InvalidArgument, StateError
-from .attachment import Attachment, AttachmentState
+from .attachment import AttachmentState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..device import Device
+    from .attachment import Attachment
 
 
 class AttachedFunction(Function):
@@ -22,10 +22,10 @@ class AttachedFunction(Function):
     A bus adds accesses, memory, reset and `close`, which calls `close_doorbells` before it detaches.
     """
 
-    def __init__(self, device: Device, bus: str, hypervisor: str | None = None) -> None:
-        """Makes the attachment, with this object as endpoint; the bus attaches it."""
-        self.device = device
-        self.attachment = Attachment(device, bus, hypervisor, endpoint=self)
+    def __init__(self, attachment: Attachment) -> None:
+        """The bus attaches and runs it."""
+        self.attachment = attachment
+        self.device = attachment.device
         self._closing = threading.Lock()
         self._doorbells: dict[int, dict[int, DriverDoorbell]] = {}
 

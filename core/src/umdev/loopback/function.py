@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..addresses import PAGE_MASK, PAGE_SIZE, Iova
-from ..attach import AttachedFunction, AttachmentState
+from ..attach import AttachedFunction, Attachment, AttachmentState
 from ..driver import DmaBuffer
 from ..errors import InvalidArgument
 from ..memory.guest import GuestMemory
@@ -42,7 +42,7 @@ class LoopbackFunction(AttachedFunction):
 
     def __init__(self, device: Device, memory: int = DEFAULT_MEMORY) -> None:
         """Raises: InvalidArgument for a size that is no multiple of a page, StateError if the device is attached."""
-        super().__init__(device, "loopback")
+        super().__init__(Attachment(device, "loopback", endpoint=self))
         self.guest = GuestMemory(memory)
         try:
             self.attachment.attach()

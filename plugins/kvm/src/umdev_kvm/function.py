@@ -7,20 +7,17 @@ exit: the processors never run, and interrupts come to eventfds.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_MASK, Iova
-from umdev.bus import AttachmentState, RegionIndex, ResetKind
-from umdev.driver import DmaBuffer, Function, RegionInfo
-from umdev.errors import InvalidArgument, StateError
+from umdev.bus import AttachedFunction, RegionIndex, ResetKind
+from umdev.driver import DmaBuffer
+from umdev.errors import InvalidArgument
 
 from . import layout
 from .machine import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from umdev.device import Device
 
     from .ram import Ram
@@ -46,7 +43,7 @@ class MachineBuffer(DmaBuffer):
         self._ram.main.free(self.address)
 
 
-class KvmFunction(Function):
+class KvmFunction(AttachedFunction):
     """`device` in slot 1 of a machine of its own. Closing leaves the device open.
 
     As the kernel does for its drivers, the view puts BAR addresses back after a reset.
@@ -54,14 +51,10 @@ class KvmFunction(Function):
 
     def __init__(self, device: Device, memory: int) -> None:
         """Raises: NotSupported, StateError, InvalidArgument, HypervisorError."""
-        self.device = device
         self.machine = Machine(memory=memory)
-        self._closing = threading.Lock()
         try:
-            plugged = self.machine.attach(device, 1, (), interrupts=False, endpoint=self)
-            self.attachment = plugged.attachment
+            super().__init__(self.machine.attach(device, 1, (), interrupts=False, endpoint=self).attachment)
             self.attachment.resume()
-            self._regions = self.attachment.regions
             self.machine.firmware.place(self.attachment)
             self._bars = self._read_bars()
             self.machine.bridge.synchronise(1)
@@ -71,11 +64,6 @@ class KvmFunction(Function):
 
     def __str__(self) -> str:
         return f"{self.device} in a KVM machine"
-
-    @property
-    def regions(self) -> Mapping[int, RegionInfo]:
-        """Every region of the function."""
-        return self._regions
 
     def region_read(self, index: int, offset: int, length: int) -> bytes:
         """One read by the host; longer ones come in pieces of 8 bytes, as a processor's do. Raises: StateError."""
@@ -95,40 +83,14 @@ class KvmFunction(Function):
 
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer in the machine's memory. Raises: InvalidArgument, UmdevError when it is used up."""
-        self._expect_open()
+        self.expect_open()
         if size < 1:
             raise InvalidArgument(f"a DMA buffer of {size} bytes")
         return MachineBuffer(self.machine.ram, (size + PAGE_MASK) & ~PAGE_MASK)
 
-    def irq_count(self, index: int) -> int:
-        """How many vectors the interrupt index has."""
-        return self.attachment.interrupts.vectors(index)
-
-    def connect_irq(self, index: int, descriptors: Sequence[int]) -> None:
-        """Signal eventfds. Raises: InvalidArgument."""
-        self._expect_open()
-        if len(descriptors) > self.irq_count(index):
-            raise InvalidArgument(
-                f"{self} has {self.irq_count(index)} vectors of index {index}, not {len(descriptors)}"
-            )
-        for vector, descriptor in enumerate(descriptors):
-            self.attachment.interrupts.connect(index, vector, descriptor)
-
-    def disable_irq(self, index: int) -> None:
-        """Signal nothing any more."""
-        self.attachment.interrupts.disable(index)
-
-    def mask_irq(self, index: int, vector: int = 0) -> None:
-        """Hold a vector back."""
-        self.attachment.interrupts.mask(index, vector)
-
-    def unmask_irq(self, index: int, vector: int = 0) -> None:
-        """Let it through again."""
-        self.attachment.interrupts.unmask(index, vector)
-
     def reset(self) -> None:
         """A bus reset. Raises: StateError after `close`."""
-        self._expect_open()
+        self.expect_open()
         self.attachment.reset(ResetKind.BUS)
         self._restore_bars()
         self.machine.bridge.synchronise(1)
@@ -136,10 +98,11 @@ class KvmFunction(Function):
     def close(self) -> None:
         """Detach the device, with a reset as for a lost client, and end the machine."""
         with self._closing:
+            self.close_doorbells()
             self.machine.close()
 
     def _access(self, index: int, offset: int, data: bytearray, *, write: bool) -> None:
-        self._expect_open()
+        self.expect_open()
         if index == RegionIndex.CONFIG:
             self._config(offset, data, write=write)
             return
@@ -160,7 +123,7 @@ class KvmFunction(Function):
         while done < len(data):
             step = min(4 - (offset + done) % 4, len(data) - done)
             part = data[done : done + step]
-            if offset + done < self._regions[RegionIndex.CONFIG].size:
+            if offset + done < self.regions[RegionIndex.CONFIG].size:
                 self.machine.vm.access(base + offset + done, part, io=False, write=write)
             else:
                 part[:] = b"\xff" * step
@@ -180,7 +143,3 @@ class KvmFunction(Function):
         for offset, value in self._bars.items():
             if now[offset] != value:
                 self.attachment.native.write(RegionIndex.CONFIG, offset, value.to_bytes(4, "little"))
-
-    def _expect_open(self) -> None:
-        if self.attachment.state is AttachmentState.DETACHED:
-            raise StateError(f"{self} is closed")

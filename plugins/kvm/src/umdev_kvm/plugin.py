@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from umdev.bus import Bound, PushedMemory
 from umdev.hookspecs import hookimpl
 
 from .doctor import rows
@@ -33,29 +33,6 @@ if TYPE_CHECKING:
     )
 
     from .qemu import ClientSetup
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A service with nothing to give back: what it uses ends with the machine."""
-
-    mechanism: str
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class MachineMemory:
-    """Service 4: all memory of the machine is mapped for the device, hot-added memory as it comes."""
-
-    mechanism = "the machine's own memory, mapped a second time for the device"
-
-    def map(self, address: Iova, length: int, protection: Protection, space: int) -> bool:  # noqa: ARG002 - MemoryMapper's signature
-        """There is nothing more to map."""
-        return False
-
-    def close(self) -> None:
-        """The maps end with the attachment."""
 
 
 class MachineTranslator:
@@ -113,7 +90,7 @@ class KvmBus:
     @hookimpl
     def umdev_map_memory(self) -> MemoryMapper:
         """All memory is mapped from the start."""
-        return MachineMemory()
+        return PushedMemory("the machine's own memory, mapped a second time for the device")
 
     @hookimpl
     def umdev_device_reset(self, device: Device) -> None:
