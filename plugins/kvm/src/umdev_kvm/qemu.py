@@ -10,9 +10,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from umdev import runtime
+from umdev.bus import Row
 from umdev.errors import NotFound, NotSupported, ProtectError, StateError, UmdevError
 from umdev.hypervisor import ProtectMode, UserfaultProtector, open_userfault
-from umdev.plugins import Row
 
 from . import vm_protector_wire as wire
 from .preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
