@@ -62,7 +62,7 @@ def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:
     assert str(uuid.UUID(first)) == first
     assert f"{first}.sock" in argument
     described = toys.json("start", *TOY, "--json")
-    assert sorted(described) == ["device", "log", "parent", "pid", "socket", "type", "uuid"]
+    assert sorted(described) == ["device", "environment", "log", "parent", "pid", "socket", "type", "uuid"]
     assert len(toys.processes()) == 2
     assert {line.split()[0] for line in toys.out("list").splitlines()} == {first, described["uuid"]}
 
