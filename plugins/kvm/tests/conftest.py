@@ -27,6 +27,7 @@ class Process:
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
         )
         self.pid = self._child.pid
+        self.stderr = self._child.stderr
 
     def line(self):
         line = self._child.stdout.readline()
@@ -58,6 +59,8 @@ class Process:
                 self._child.kill()
         self._child.stdin.close()
         self._child.stdout.close()
+        if self.stderr is not None:
+            self.stderr.close()
         return self._child.wait(10)
 
 

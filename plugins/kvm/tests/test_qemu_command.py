@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -29,12 +30,11 @@ def umdev(runtime, monkeypatch):
         run("stop", "--uuid", folder.name)
 
 
-def test_start_says_what_qemu_needs_and_stop_ends_the_protector(umdev, runtime):
+def test_programs_read_what_qemu_needs_and_stop_ends_the_protector(umdev, runtime):
     done = umdev("start", "--parent", "edu", "--type", "edu")
     uuid, argument = done.stdout.splitlines()
     assert argument.startswith("-device ")
-    advice = f"LD_PRELOAD={preload_path()} UMDEV_PROTECTOR={runtime}/protector"
-    assert done.stderr.endswith(f"to let the model protect guest memory, start QEMU with: {advice}\n")
+    assert "LD_PRELOAD" not in done.stderr  # a terminal would show it
     assert (runtime / "protector").is_socket()
     shown = json.loads(umdev("show", uuid, "--json").stdout)
     assert shown["environment"] == {"LD_PRELOAD": str(preload_path()), "UMDEV_PROTECTOR": f"{runtime}/protector"}
@@ -43,6 +43,21 @@ def test_start_says_what_qemu_needs_and_stop_ends_the_protector(umdev, runtime):
     umdev("stop", "--uuid", uuid)
     assert (runtime / "protector").is_socket()
     umdev("stop", "--uuid", second["uuid"])
+    assert not (runtime / "protector").exists()
+
+
+def test_serve_says_what_qemu_needs(umdev, runtime, child):
+    program = Path(sysconfig.get_path("scripts")) / "umdev"
+    served = child([program, "serve", "edu"], stderr=subprocess.PIPE)
+    assert served.line().startswith("-device ")
+    advice = f"LD_PRELOAD={preload_path()} UMDEV_PROTECTOR={runtime}/protector"
+    said = served.stderr.readline()
+    while "LD_PRELOAD" not in said:  # the log is there, too
+        assert said
+        said = served.stderr.readline()
+    assert said == f"to let the model protect guest memory, start QEMU with: {advice}\n"
+    os.kill(served.pid, signal.SIGTERM)
+    assert served.wait() == 0
     assert not (runtime / "protector").exists()
 
 

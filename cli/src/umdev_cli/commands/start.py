@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -56,7 +57,8 @@ def command(
     if uuid is None:
         click.echo(named.uuid)
     click.echo(f"-device '{described['device']}'")
-    if line := vmm.advice(described["environment"]):
+    # For people; programs read it from --json, and what is well prints nothing on stderr.
+    if sys.stderr.isatty() and (line := vmm.advice(described["environment"])):
         click.echo(line, err=True)
 
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["VmProtector", "main"]
 
 _log = logging.getLogger("umdev.kvm.protector")
+_RETRY_SECONDS = 0.1
 _MODES = {1: ProtectMode.TRAP, 2: ProtectMode.TRACK}
 
 
@@ -59,8 +61,12 @@ class VmProtector:
         while True:
             try:
                 link, _ = self._listener.accept()
-            except OSError:  # shut down by the last peer's thread
-                return
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # shut down by the last peer's thread
+                    return
+                _log.warning("nobody can connect: %s", error)  # too many are, perhaps: those go on
+                time.sleep(_RETRY_SECONDS)
+                continue
             pid, uid = wire.peer(link)
             if uid not in (0, os.getuid()):
                 _log.warning("process %d of user %d may not connect", pid, uid)
@@ -82,24 +88,29 @@ class VmProtector:
             self._leave(link)
 
     def _leave(self, link: socket.socket) -> None:
-        # The directory's lock: whoever starts a protector holds it while it looks for one.
-        try:
-            with runtime.locked(self._path.parent) as directory:
-                if self._drop(link) and not self._waiting():
-                    self._path.unlink(missing_ok=True)
-                    self._listener.shutdown(socket.SHUT_RDWR)
-                    runtime.prune(directory)
-        except StateError as error:  # somebody sits on the directory; the next one to leave tries again
-            _log.warning("%s", error)
-            self._drop(link)
-        finally:
-            link.close()  # now: whoever waits for this finds the socket gone
-
-    def _drop(self, link: socket.socket) -> bool:
-        """Forget a peer; True if nobody is left."""
         with self._guard:
             self._peers.discard(link)
-            return not self._peers
+        try:
+            try:
+                self._end_without_peers()
+            except StateError:
+                link.close()  # the lock needs a descriptor, and they may have run out
+                self._end_without_peers()
+        except StateError as error:
+            _log.warning("a peer has left; whether it was the last one is for the next to see: %s", error)
+        finally:
+            link.close()  # not before: whoever waits for this finds the socket gone
+
+    def _end_without_peers(self) -> None:
+        """Stop listening if nobody is connected, or about to be. Raises: StateError (the runtime directory)."""
+        # The directory's lock: whoever starts a protector holds it while it looks for one.
+        with runtime.locked(self._path.parent) as directory:
+            with self._guard:
+                last = not self._peers
+            if last and not self._waiting():
+                self._path.unlink(missing_ok=True)
+                self._listener.shutdown(socket.SHUT_RDWR)
+                runtime.prune(directory)
 
     def _waiting(self) -> bool:
         return bool(select.select([self._listener], [], [], 0)[0])
