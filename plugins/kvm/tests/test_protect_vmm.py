@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -312,6 +313,36 @@ def test_nonsense_ends_its_own_connection_only(setup, trap, message):
     protector.protect(PAGES[:1], seen.append)
     vmm.store(0, 1)
     assert len(seen) == 1
+
+
+def test_a_name_that_looks_like_a_mapping_is_none():
+    text = (
+        "7f0000000000-7f0000100000 rw-s 00000000 00:01 77   /memfd:ram (deleted)\n"
+        "7f0000700000-7f0000800000 rw-s 00000000 00:01 99   /tmp/7f0000900000-7f0000a00000 rw-s 00000000 00:01 77\n"
+    )
+    assert parse(text, (os.makedev(0, 1), 77)) == [Area(0, 0x7F0000000000, 0x100000)]
+
+
+def test_more_connections_than_descriptors_hurt_nobody_else(setup, trap):
+    vmm, protector = trap
+    seen = []
+    protector.protect(PAGES[:1], seen.append)
+    pid = qemu._started[-1]
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+    with contextlib.ExitStack() as links:
+        first, link = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
+        first.connect(str(wire.socket_path()))  # the accept that waits already has a descriptor
+        link.connect(str(wire.socket_path()))
+        link.settimeout(0.3)
+        wire.send(link, wire.Operation.STAY)
+        with pytest.raises(TimeoutError):
+            link.recv(1)
+        vmm.store(0, 1)
+        assert len(seen) == 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        link.settimeout(10)
+        assert wire.receive(link, []) == (0, b""), "it is served when there are descriptors again"
 
 
 def test_areas_are_found_by_file_and_joined():

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VmProtector", "main"]
 
 _log = logging.getLogger("umdev.kvm.protector")
+_RETRY_SECONDS = 0.1
 _MODES = {1: ProtectMode.TRAP, 2: ProtectMode.TRACK}
 
 
@@ -58,8 +60,12 @@ class VmProtector:
         while True:
             try:
                 link, _ = self._listener.accept()
-            except OSError:  # shut down by the last peer's thread
-                return
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # shut down by the last peer's thread
+                    return
+                _log.warning("nobody can connect: %s", error)  # too many are, perhaps: those go on
+                time.sleep(_RETRY_SECONDS)
+                continue
             pid, uid = wire.peer(link)
             if uid not in (0, os.getuid()):
                 _log.warning("process %d of user %d may not connect", pid, uid)
