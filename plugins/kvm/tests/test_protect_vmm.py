@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -316,6 +317,56 @@ def test_nonsense_ends_its_own_connection_only(setup, trap, message):
     protector.protect(PAGES[:1], seen.append)
     vmm.store(0, 1)
     assert len(seen) == 1
+
+
+def test_a_vmm_that_lends_something_else_hurts_nobody_else(setup, trap):
+    vmm, protector = trap
+    ours = os.getpid()
+    with contextlib.ExitStack() as links:
+        liar, device = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
+        pipe = os.pipe()
+        liar.connect(str(wire.socket_path()))
+        liar.settimeout(10)
+        wire.send(liar, wire.Operation.LEND, wire.LEND.pack(wire.VERSION, 0, 1), pipe)
+        for end in pipe:
+            os.close(end)
+        assert wire.receive(liar, []) == (0, b"")
+        device.connect(str(wire.socket_path()))
+        device.settimeout(10)
+        _, theirs = (links.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        wire.send(device, wire.Operation.CLIENT, wire.CLIENT.pack(ours, 1), [theirs.fileno()])
+        status, text = wire.receive(device, [])
+        if status == 0:  # it is found out when memory is looked for
+            file = os.fstat(vmm.ram)
+            wire.send(device, wire.Operation.AREAS, wire.FILE.pack(file.st_dev, file.st_ino))
+            status, text = wire.receive(device, [])
+        assert status < 0
+        assert b"userfaultfd" in text
+    seen = []
+    protector.protect(PAGES[:1], seen.append)
+    vmm.store(0, 1)
+    assert len(seen) == 1
+
+
+def test_another_user_is_turned_away(setup, tmp_path):
+    if os.getuid():
+        pytest.skip("only root can be somebody else")
+    path = wire.socket_path()
+    program = (
+        "import os, socket, sys\nos.setuid(65534)\nlink = socket.socket(socket.AF_UNIX)\nlink.connect(sys.argv[1])\n"
+        "link.settimeout(10)\ntry:\n    print(link.recv(8))\nexcept ConnectionResetError:\n    print(b'')\n"
+    )
+    modes = [(entry, entry.stat().st_mode & 0o7777) for entry in (path, path.parent, path.parent.parent)]
+    try:
+        for entry, mode in modes:
+            entry.chmod(mode | (0o666 if entry == path else 0o011))
+        done = subprocess.run(
+            [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=30, check=True
+        )
+    finally:
+        for entry, mode in modes:
+            entry.chmod(mode)
+    assert done.stdout == "b''\n"
 
 
 def test_a_name_that_looks_like_a_mapping_is_none():

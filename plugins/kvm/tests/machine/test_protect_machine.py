@@ -349,7 +349,7 @@ def test_slots_that_wait_for_a_processor_that_waits_for_the_device_lock_are_a_na
 
 
 def test_emulate_loses_nothing_while_bars_move(watcher, make_machine):
-    """One processor stores to emulated pages; the other moves the watcher's BAR about, which changes table and slots."""
+    """One processor stores to emulated pages; the other one moves the watcher's BAR about."""
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
     watcher.emulate(ALL[:4])
