@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,6 +71,31 @@ def lent(listener, environment, **options):
         os.close(descriptor)
     assert operation == wire.Operation.LEND
     return numbers, kinds
+
+
+def test_a_program_started_without_standard_descriptors_gets_none(listener):
+    """What it writes to its output would be said to the protector."""
+    listening, path = listener
+    replies = []
+    threads = [accept(listening, replies), accept(listening, replies)]
+    command = "exec 0<&- 1>&- 2>&-; exec sleep 30"
+    environment = {**os.environ, "LD_PRELOAD": str(preload_path()), ADDRESS_VARIABLE: path}
+    with subprocess.Popen(["/bin/sh", "-c", command], env=environment) as child:
+        try:
+            for thread in threads:
+                thread.join()
+            deadline = time.monotonic() + 10
+            while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            found = sorted(int(entry.name) for entry in Path(f"/proc/{child.pid}/fd").iterdir())
+        finally:
+            child.kill()
+    for _, _, descriptors in replies:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert len(replies) == 2
+    assert found
+    assert min(found) >= 3, found
 
 
 def test_it_needs_no_library_and_no_symbol():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -112,17 +114,20 @@ def test_many_threads_meet_two_devices(vmm):
     notes = [heard(0), heard(1)]
     devices[0].protect(PAGES[:48], notes[0])
     devices[1].protect(PAGES[16:64], notes[1])
-    machine.say("storm 4 64 50000")
-    storm = threading.Thread(target=machine.line)
-    storm.start()
-    while storm.is_alive():
-        with lock:
-            work, queue[:] = list(queue), []
-        for number, page in work:
-            devices[number].protect([page], notes[number])
-    assert min(told) >= 48  # each page once at least; more as fast as they are armed again
+    storms = 0
+    while min(told) <= 64:  # on a busy host a storm may be over before the first page is armed again
+        storms += 1
+        assert storms < 50
+        machine.say("storm 4 64 50000")
+        storm = threading.Thread(target=machine.line)
+        storm.start()
+        while storm.is_alive():
+            with lock:
+                work, queue[:] = list(queue), []
+            for number, page in work:
+                devices[number].protect([page], notes[number])
     total = sum(machine.word(page, thread) for page in range(64) for thread in range(4))
-    assert total == 4 * 50000
+    assert total == 4 * 50000 * storms
     for device in devices:
         device.close()
 
@@ -312,6 +317,86 @@ def test_nonsense_ends_its_own_connection_only(setup, trap, message):
     protector.protect(PAGES[:1], seen.append)
     vmm.store(0, 1)
     assert len(seen) == 1
+
+
+def test_a_vmm_that_lends_something_else_hurts_nobody_else(setup, trap):
+    vmm, protector = trap
+    ours = os.getpid()
+    with contextlib.ExitStack() as links:
+        liar, device = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
+        pipe = os.pipe()
+        liar.connect(str(wire.socket_path()))
+        liar.settimeout(10)
+        wire.send(liar, wire.Operation.LEND, wire.LEND.pack(wire.VERSION, 0, 1), pipe)
+        for end in pipe:
+            os.close(end)
+        assert wire.receive(liar, []) == (0, b"")
+        device.connect(str(wire.socket_path()))
+        device.settimeout(10)
+        _, theirs = (links.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        wire.send(device, wire.Operation.CLIENT, wire.CLIENT.pack(ours, 1), [theirs.fileno()])
+        status, text = wire.receive(device, [])
+        if status == 0:  # it is found out when memory is looked for
+            file = os.fstat(vmm.ram)
+            wire.send(device, wire.Operation.AREAS, wire.FILE.pack(file.st_dev, file.st_ino))
+            status, text = wire.receive(device, [])
+        assert status < 0
+        assert b"userfaultfd" in text
+    seen = []
+    protector.protect(PAGES[:1], seen.append)
+    vmm.store(0, 1)
+    assert len(seen) == 1
+
+
+def test_another_user_is_turned_away(setup, tmp_path):
+    if os.getuid():
+        pytest.skip("only root can be somebody else")
+    path = wire.socket_path()
+    program = (
+        "import os, socket, sys\nos.setuid(65534)\nlink = socket.socket(socket.AF_UNIX)\nlink.connect(sys.argv[1])\n"
+        "link.settimeout(10)\ntry:\n    print(link.recv(8))\nexcept ConnectionResetError:\n    print(b'')\n"
+    )
+    modes = [(entry, entry.stat().st_mode & 0o7777) for entry in (path, path.parent, path.parent.parent)]
+    try:
+        for entry, mode in modes:
+            entry.chmod(mode | (0o666 if entry == path else 0o011))
+        done = subprocess.run(
+            [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=30, check=True
+        )
+    finally:
+        for entry, mode in modes:
+            entry.chmod(mode)
+    assert done.stdout == "b''\n"
+
+
+def test_a_name_that_looks_like_a_mapping_is_none():
+    text = (
+        "7f0000000000-7f0000100000 rw-s 00000000 00:01 77   /memfd:ram (deleted)\n"
+        "7f0000700000-7f0000800000 rw-s 00000000 00:01 99   /tmp/7f0000900000-7f0000a00000 rw-s 00000000 00:01 77\n"
+    )
+    assert parse(text, (os.makedev(0, 1), 77)) == [Area(0, 0x7F0000000000, 0x100000)]
+
+
+def test_more_connections_than_descriptors_hurt_nobody_else(setup, trap):
+    vmm, protector = trap
+    seen = []
+    protector.protect(PAGES[:1], seen.append)
+    pid = qemu._started[-1]
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+    with contextlib.ExitStack() as links:
+        first, link = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
+        first.connect(str(wire.socket_path()))  # the accept that waits already has a descriptor
+        link.connect(str(wire.socket_path()))
+        link.settimeout(0.3)
+        wire.send(link, wire.Operation.STAY)
+        with pytest.raises(TimeoutError):
+            link.recv(1)
+        vmm.store(0, 1)
+        assert len(seen) == 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        link.settimeout(10)
+        assert wire.receive(link, []) == (0, b""), "it is served when there are descriptors again"
 
 
 def test_areas_are_found_by_file_and_joined():

@@ -76,6 +76,7 @@ class Bridge:
     def __init__(self, slots: MemorySlots, memory: Sequence[tuple[int, int]]) -> None:
         """`memory`: start and end of what is RAM."""
         self._lock = threading.RLock()
+        self._vectors = threading.Lock()  # one write to an MSI-X table at a time; taken before any other
         self._slots = slots
         self._taken = [*layout.RESERVED, *memory]
         self._vm: Vm | None = None
@@ -192,20 +193,28 @@ class Bridge:
 
     def write_vector(self, slot: int, region: int, offset: int, data: bytes) -> None:
         """A write to an MSI-X table: the route first, then the write itself. Raises: HypervisorError."""
-        with self._lock:
-            plugged = self._plugged.get(slot)
-            if plugged is None:
-                return
-            if plugged.interrupts is not None:
-                table = _table_place(plugged.attachment.device)
-                if table is not None:
-                    plugged.interrupts.write_table(region, table[1], offset, data)
-        plugged.attachment.native.write(region, offset, data, posted=True)
+        with self._vectors:  # else another processor's route would be made of words that are about to change
+            with self._lock:
+                plugged = self._plugged.get(slot)
+                if plugged is None:
+                    return
+                if plugged.interrupts is not None:
+                    table = _table_place(plugged.attachment.device)
+                    if table is not None:
+                        plugged.interrupts.write_table(region, table[1], offset, data)
+            plugged.attachment.native.write(region, offset, data, posted=True)
 
     def add_memory(self, start: int, end: int) -> None:
-        """Memory has come: no BAR may lie there."""
+        """Memory is about to come: no BAR may lie there, and one that does goes. Raises: HypervisorError."""
         with self._lock:
             self._taken.append((start, end))
+            self._settle()
+
+    def remove_memory(self, start: int, end: int) -> None:
+        """It has not come after all. Raises: HypervisorError."""
+        with self._lock:
+            self._taken.remove((start, end))
+            self._settle()
 
     def close(self) -> None:
         """Forget everything; the kernel's objects are gone already."""
@@ -220,7 +229,7 @@ class Bridge:
         if self._vm is None:
             return
         wanted = {(p.slot, p.region): p for plugged in self._plugged.values() for p in _decoding(plugged)}
-        kept = {key: p for key, p in self._placed.items() if wanted.get(key) == p}
+        kept = {key: p for key, p in self._placed.items() if wanted.get(key) == p and not self._bad(p, ())}
         gone = [p for key, p in self._placed.items() if key not in kept]
         refused: set[Placement] = set()
         added: list[Placement] = []

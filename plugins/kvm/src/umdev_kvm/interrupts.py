@@ -24,6 +24,15 @@ _ENTRY = struct.Struct("<IIII")
 """Of the MSI-X table: address low and high, data, vector control (PCI Local Bus 3.0, 6.8.2)."""
 
 
+_INTERRUPTS = 0xFEE
+"""Bits 63:20 of a message's address (Intel SDM volume 3A, "Message Address Register Format")."""
+
+
+def _interrupts(address: int) -> bool:
+    """KVM takes any address for an interrupt's; in a PC others are memory, where a message means nothing."""
+    return address >> 20 == _INTERRUPTS
+
+
 def _eventfd() -> int:
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -92,7 +101,9 @@ class Routes:
 
     def _publish(self) -> None:
         if self._vm is not None:
-            self._vm.set_messages([(route.gsi, route.data, route.address) for route in self._routes.values()])
+            # One that is left out leads nowhere: its eventfd may be signalled, and nothing happens.
+            routes = [route for route in self._routes.values() if _interrupts(route.address)]
+            self._vm.set_messages([(route.gsi, route.data, route.address) for route in routes])
 
 
 class FunctionInterrupts:
@@ -151,9 +162,7 @@ class FunctionInterrupts:
                 if 0 <= number < len(entry):
                     entry[number] = byte
             low, high, message, _ = _ENTRY.unpack(entry)
-            address = (low & ~3) | high << 32
-            if address:
-                self._send(self._msix, IrqIndex.MSIX, vector, address, message)
+            self._send(self._msix, IrqIndex.MSIX, vector, (low & ~3) | high << 32, message)
 
     def close(self) -> None:
         """Take everything back. May be called twice."""
@@ -166,6 +175,7 @@ class FunctionInterrupts:
         route = table.get(vector)
         if route is not None:
             self._routes.change(route, address, data)
+        if route is not None or not _interrupts(address):
             return
         table[vector] = route = self._routes.add(address, data)
         self._port.connect(index, vector, route.descriptor)

@@ -57,6 +57,8 @@ class Machine:
         """
         if not 1 <= vcpus <= 64:
             raise InvalidArgument(f"a machine has 1 to 64 processors, not {vcpus}")
+        self.ram = Ram(memory)
+        """The machine's memory."""
         self.vcpus = vcpus
         self._own_console = os.memfd_create("umdev-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._console = os.dup(self._own_console if console is None else console)
@@ -65,8 +67,6 @@ class Machine:
         self._pauses = 0
         self._loader: Callable[[], None] | None = None
         self._guard = threading.RLock()
-        self.ram = Ram(memory)
-        """The machine's memory."""
         try:
             self._vm = Vm(self._console, vcpus, self._console_room)
         except BaseException:
@@ -126,6 +126,10 @@ class Machine:
         """For `plug` and the bus's driver view: the attachment, quiesced, in its slot."""
         self._expect_idle("plug")
         number = self.bridge.free_slot(slot)
+        for zone in posted:
+            bar = device.config.bars.get(zone.region)
+            if bar is None or bar.kind == "io" or not 0 <= zone.offset < zone.offset + zone.length <= bar.size:
+                raise InvalidArgument(f"{zone} is no part of a memory BAR of {device}")
         attachment = Attachment(device, "kvm", "kvm", endpoint=endpoint)
         attachment.attach()
         try:
@@ -154,11 +158,16 @@ class Machine:
         """
         vm = self.vm
         part = self.ram.add(size)
-        with self.slots.batch() as batch:
-            batch.add(part.guest, part.length, part.host)
+        self.bridge.add_memory(part.guest, part.end)
+        try:
+            with self.slots.batch() as batch:
+                batch.add(part.guest, part.length, part.host)
+        except BaseException:
+            self.ram.drop(part)
+            self.bridge.remove_memory(part.guest, part.end)
+            raise
         for plugged in self.bridge.functions:
             plugged.attachment.memory.map(part.guest, size, descriptor=part.file.descriptor)
-        self.bridge.add_memory(part.guest, part.end)
         log.debug("memory added at %#x: %#x bytes, machine %d", part.guest, size, vm.descriptor)
         return part.guest
 

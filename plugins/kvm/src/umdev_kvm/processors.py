@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -24,7 +23,12 @@ _ENDS = {
     lib.UMDEV_KVM_POWERED_OFF: OutcomeKind.POWER_OFF,
     lib.UMDEV_KVM_SHUT_DOWN: OutcomeKind.TRIPLE_FAULT,
 }
-_SUBERRORS = {1: "it can't emulate an instruction", 2: "two events at once", 3: "an event it can't deliver"}
+_SUBERRORS = {
+    1: "it can't emulate an instruction",
+    2: "two events at once",
+    3: "an event it can't deliver",
+    4: "an exit of the hardware that it does not expect",
+}
 """linux/kvm.h: KVM_INTERNAL_ERROR_*."""
 
 
@@ -98,6 +102,7 @@ class Processors:
                 f"a device's handler has not returned for {JOIN_TIMEOUT} s: its processor can't be stopped"
             )
         lib.umdev_kvm_drain(self._machine.vm.pointer)
+        lib.umdev_kvm_ring(self._machine.vm.pointer, ffi.NULL)
 
     def _work(self, index: int) -> None:
         try:
@@ -134,7 +139,7 @@ class Processors:
         if kind == lib.UMDEV_KVM_FAILED:
             return failure("KVM_RUN", -detail)
         if kind == lib.UMDEV_KVM_INTERNAL:
-            what = f"KVM_EXIT_INTERNAL_ERROR {detail} ({_SUBERRORS.get(detail, os.strerror(0))})"
+            what = f"KVM_EXIT_INTERNAL_ERROR {detail} ({_SUBERRORS.get(detail, 'for a reason of its own')}), {value:#x}"
         elif kind == lib.UMDEV_KVM_ENTRY_FAILED:
             what = f"KVM_EXIT_FAIL_ENTRY: the processor refuses the guest's state, reason {value:#x}"
         else:

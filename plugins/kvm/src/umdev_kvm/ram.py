@@ -62,6 +62,11 @@ class Ram:
         self.parts.append(part)
         return part
 
+    def drop(self, part: RamPart) -> None:
+        """Undo an `add`."""
+        self.parts.remove(part)
+        part.file.close()
+
     def read(self, guest: int, length: int) -> bytes:
         """Bytes as they are in memory. Raises: NotMapped."""
         return b"".join(

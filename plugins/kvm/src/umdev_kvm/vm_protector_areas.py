@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-# proc_pid_maps(5): address range, permissions, offset, device, inode
-_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)")
+# proc_pid_maps(5): address range, permissions, offset, device, inode. At the start of a line, since names of files may
+# say anything; there is no line break in them.
+_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)", re.MULTILINE)
 
 
 class Area(NamedTuple):

@@ -346,3 +346,22 @@ def test_slots_that_wait_for_a_processor_that_waits_for_the_device_lock_are_a_na
     thread.join()
     assert outcomes == [1]
     watcher.emulate(ALL[1:2])
+
+
+def test_emulate_loses_nothing_while_bars_move(watcher, make_machine):
+    """One processor stores to emulated pages; the other one moves the watcher's BAR about."""
+    machine = make_machine(memory=MEMORY, vcpus=2)
+    machine.firmware.enable(machine.plug(watcher))
+    watcher.emulate(ALL[:4])
+    count = 3000
+    bar = 0xB000_8010
+    moves = "".join(f"mov dword ptr [{bar:#x}], {place:#x}\n" for place in (0xD0000000, PAGES, 0xFEE00000, 0xC0000000))
+    machine.load(
+        assemble(
+            f"test edi, edi\n jnz mover\n mov ecx, {count}\nagain: mov eax, ecx\n and eax, 3\n shl eax, 12\n"
+            f"mov [{PAGES:#x} + eax], ecx\n loop again\n exit 5\nmover: {moves} jmp mover"
+        )
+    )
+    assert machine.run(120).value == 5
+    assert [value for _, value, _ in watcher.stores] == list(range(count, 0, -1))
+    assert machine.counters["bad_placements"] > 0

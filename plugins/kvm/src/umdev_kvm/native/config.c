@@ -24,6 +24,8 @@ int umdev_kvm_config(umdev_kvm *machine, uint32_t function, uint32_t offset, uin
             bytes[i] = bridge_byte(offset + i);
         return 0;
     }
+    if (write) /* it may move or disable a BAR: no write passes those that were posted before */
+        umdev_kvm_ring(machine, device);
     int result = machine->api->access(device, UMDEV_REGION_CONFIG, offset, bytes, length, write ? UMDEV_WRITE : 0,
                                       initiator, 0);
     if (!write) {

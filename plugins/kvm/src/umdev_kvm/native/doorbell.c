@@ -50,6 +50,37 @@ int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, 
     return ioctl(machine->vm, request, &zone) < 0 ? -errno : 0;
 }
 
+static _Thread_local uint32_t ringing; /* doorbells that this thread is telling of: a handler may come back here */
+
+/* With the mutex held, which is dropped while the device is told. */
+static void answer(umdev_kvm *machine, struct umdev_kvm_doorbell bell)
+{
+    uint64_t rung = 0;
+    if (!bell.used || read(bell.fd, &rung, sizeof rung) != sizeof rung)
+        return;
+    umdev_kvm_count(&machine->doorbells);
+    machine->bells_ringing++;
+    ringing++;
+    pthread_mutex_unlock(&machine->bell_mutex);
+    machine->api->access(bell.device, bell.region, bell.offset, &bell.value, bell.kernel.len,
+                         UMDEV_WRITE | UMDEV_POSTED, 0, 0);
+    pthread_mutex_lock(&machine->bell_mutex);
+    ringing--;
+    machine->bells_ringing--;
+    pthread_cond_broadcast(&machine->bell_changed);
+}
+
+void umdev_kvm_ring(umdev_kvm *machine, const umdev_device *device)
+{
+    pthread_mutex_lock(&machine->bell_mutex);
+    for (uint32_t id = 0; machine->bell_running && id < UMDEV_KVM_DOORBELLS; id++)
+        if (!device || machine->bells[id].device == device)
+            answer(machine, machine->bells[id]);
+    while (machine->bells_ringing > ringing) /* others have heard one, and its device has not yet */
+        pthread_cond_wait(&machine->bell_changed, &machine->bell_mutex);
+    pthread_mutex_unlock(&machine->bell_mutex);
+}
+
 static void *listen_to_bells(void *argument)
 {
     umdev_kvm *machine = argument;
@@ -61,15 +92,8 @@ static void *listen_to_bells(void *argument)
             return NULL;
         umdev_kvm_drain(machine); /* what was stored before the bell comes before it */
         pthread_mutex_lock(&machine->bell_mutex);
-        struct umdev_kvm_doorbell bell = machine->bells[ready.data.u32];
-        uint64_t rung = 0;
-        bool heard = bell.used && read(bell.fd, &rung, sizeof rung) == sizeof rung;
+        answer(machine, machine->bells[ready.data.u32]);
         pthread_mutex_unlock(&machine->bell_mutex);
-        if (!heard)
-            continue;
-        umdev_kvm_count(&machine->doorbells);
-        machine->api->access(bell.device, bell.region, bell.offset, &bell.value, bell.kernel.len,
-                             UMDEV_WRITE | UMDEV_POSTED, 0, 0);
     }
 }
 
@@ -104,9 +128,9 @@ int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t add
         bell->kernel.flags = (any ? 0 : 1u << kvm_ioeventfd_flag_nr_datamatch) |
                              (io ? 1u << kvm_ioeventfd_flag_nr_pio : 0);
         struct epoll_event ready = {.events = EPOLLIN, .data.u32 = id};
-        if (ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0 ||
-            epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, fd, &ready))
-            result = -errno;
+        if (epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, fd, &ready) ||
+            ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0)
+            result = -errno; /* closing it ends the first */
     }
     if (result && fd >= 0)
         close(fd);

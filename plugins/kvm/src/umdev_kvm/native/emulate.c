@@ -164,9 +164,9 @@ static int store(void *context, uint64_t address, const uint8_t *bytes, uint32_t
     emulator->stores++;
     uint64_t page = (address - emulator->parts[part].guest) / PAGE;
     /* One of a machine's devices after the other. The list may change while one is told: those told are remembered. */
-    umdev_kvm_watcher *told[16];
+    umdev_kvm_watcher *told[UMDEV_KVM_FUNCTIONS];
     unsigned count = 0;
-    for (umdev_kvm_watcher *watcher = emulator->watchers; watcher && count < 16;) {
+    for (umdev_kvm_watcher *watcher = emulator->watchers; watcher && count < UMDEV_KVM_FUNCTIONS;) {
         bool again = false;
         for (unsigned i = 0; i < count; i++)
             again |= told[i] == watcher;

@@ -127,6 +127,8 @@ struct umdev_kvm {
     int bell_end;  /* eventfd */
     bool bell_running;
     pthread_t bell_thread;
+    uint32_t bells_ringing; /* that were heard, and are being told */
+    pthread_cond_t bell_changed;
     struct umdev_kvm_doorbell bells[UMDEV_KVM_DOORBELLS];
 
     _Atomic(umdev_kvm_store) store;

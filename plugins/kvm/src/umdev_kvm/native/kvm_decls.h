@@ -96,6 +96,8 @@ int umdev_kvm_set_line(umdev_kvm *machine, uint32_t gsi, int level);
 int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t address, uint32_t length, uint64_t value,
                            int any, umdev_device *device, uint32_t region, uint64_t offset);
 int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id);
+/* Doorbells that have been rung are told when it returns: those of a device, NULL: all. Not with a device's lock held. */
+void umdev_kvm_ring(umdev_kvm *machine, const umdev_device *device);
 /* Stores to the zone are kept in a ring with no exit, and done before anything else reaches a device. */
 int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, int enabled);
 void umdev_kvm_drain(umdev_kvm *machine);

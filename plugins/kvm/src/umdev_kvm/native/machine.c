@@ -36,6 +36,7 @@ umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *
     pthread_mutex_init(&machine->table_mutex, NULL);
     pthread_mutex_init(&machine->ring_mutex, NULL);
     pthread_mutex_init(&machine->bell_mutex, NULL);
+    pthread_cond_init(&machine->bell_changed, NULL);
     umdev_kvm_serial_init(machine, console, room);
     int code = umdev_kvm_gate_init();
     if (code)
@@ -86,6 +87,7 @@ void umdev_kvm_free(umdev_kvm *machine)
         close(machine->vm);
     if (machine->kvm >= 0)
         close(machine->kvm);
+    pthread_cond_destroy(&machine->bell_changed);
     pthread_mutex_destroy(&machine->bell_mutex);
     pthread_mutex_destroy(&machine->ring_mutex);
     pthread_mutex_destroy(&machine->table_mutex);

@@ -113,8 +113,8 @@ static inline void count_exit(umdev_kvm_vcpu *vcpu, int which)
     atomic_store_explicit(&vcpu->exits[which], value + 1, memory_order_relaxed);
 }
 
-/* String instructions bring several; the kernel splits none across pages. An event ends it: rep outs to ports that
- * cause events loses what follows, and nobody does that. */
+/* String instructions bring several, all for one port. What ends the run ends them, too; configuration space may be
+ * written on, since all of them go to one function, which is looked at when they are done. */
 static int do_ports(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
 {
     struct kvm_run *run = vcpu->run;
@@ -127,6 +127,8 @@ static int do_ports(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
             umdev_kvm_dispatch(vcpu->machine, vcpu, true, run->io.port, bytes, run->io.size, write, event);
         if (code > 0)
             result = code;
+        if (code > 0 && code != UMDEV_KVM_CONFIG)
+            break;
     }
     return result;
 }

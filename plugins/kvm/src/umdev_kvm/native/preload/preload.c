@@ -160,6 +160,13 @@ static long connect_to(const struct settings *settings)
     long link = call(SYS_socket, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, 0, 0);
     if (link < 0)
         return link;
+    if (link < 3) { /* a program may be started without them, and must not write its messages here */
+        long moved = call(SYS_fcntl, link, F_DUPFD_CLOEXEC, 3, 0, 0);
+        call(SYS_close, link, 0, 0, 0, 0);
+        if (moved < 0)
+            return moved;
+        link = moved;
+    }
     struct timeval limit = {.tv_sec = WAIT_SECONDS};
     call(SYS_setsockopt, link, SOL_SOCKET, SO_SNDTIMEO, (long)&limit, sizeof(limit));
     call(SYS_setsockopt, link, SOL_SOCKET, SO_RCVTIMEO, (long)&limit, sizeof(limit));
