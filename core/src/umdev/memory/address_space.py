@@ -50,7 +50,7 @@ _transfer = lib.umdev_memory_transfer
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 _poisonings = ffi.addressof(lib, "umdev_guard_poisonings")
 _Hit = tuple[int, int, memoryview, int]  # first address, end, the memory, _poisonings when it was known to be sound
-_NO_HIT: _Hit = (0, 0, memoryview(b""), -1)
+_NO_HIT: _Hit = (0, 0, b"", -1)
 
 
 def _new_scratch() -> tuple[Any, Any, Any]:
@@ -251,7 +251,7 @@ class AddressSpace:
         # what was copied counts only if _hit is still there. Scalars go the long way: they are never torn there.
         first, end, memory, sound = hit = self._hit
         if first <= iova and iova + length <= end and 8 < length <= SECTION_MAX and space == 0:
-            data: bytes = memory[iova - first : iova - first + length].tobytes()
+            data: bytes = memory[iova - first : iova - first + length]
             if self._hit is hit and _poisonings[0] == sound:
                 return data
         if not 0 < length <= SCRATCH:
@@ -378,7 +378,8 @@ class AddressSpace:
             if mapping is None or mapping.backing is None or mapping.poisoned or not self.bus_master:
                 return
             if Protection.READ in mapping.protection:
-                self._hit = (mapping.iova, mapping.end, mapping.backing.buffer, sound)
+                # cffi's buffer, which keeps the memory as the memoryview does: a slice of it is bytes at once.
+                self._hit = (mapping.iova, mapping.end, mapping.backing.buffer.obj, sound)
 
     def _read_long(self, iova: int, length: int, space: int) -> bytes:
         if length == 0:
