@@ -49,7 +49,7 @@ _ADDRESS = ffi.typeof("uint64_t *")
 _transfer = lib.umdev_memory_transfer
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 _poisonings = ffi.addressof(lib, "umdev_guard_poisonings")
-_Hit = tuple[int, int, memoryview, int]  # first address, end, the memory, _poisonings when it was known to be sound
+_Hit = tuple[int, int, Any, int]  # first address, end, the memory, _poisonings when it was known to be sound
 _NO_HIT: _Hit = (0, 0, b"", -1)
 
 
