@@ -426,3 +426,27 @@ def test_the_protector_ends_with_the_last_that_needs_it(runtime):
     second.close()
     second.close()
     assert not wire.socket_path().exists()
+
+
+def test_a_device_that_lets_go_does_not_release_a_page_that_another_is_being_told_of(vmm):
+    machine = vmm()
+    other, slow = machine.protector(ProtectMode.TRAP), machine.protector(ProtectMode.TRAP)  # the latest is told first
+    entered, dropped = threading.Event(), threading.Event()
+    seen = []
+
+    def told(_):
+        entered.set()
+        dropped.wait(5)
+        time.sleep(0.1)
+        seen.append(machine.word(0))
+
+    other.protect(PAGES[:1], lambda _: None)
+    slow.protect(PAGES[:1], told)
+    machine.say("store 0 9")
+    entered.wait(5)
+    other.close()
+    dropped.set()
+    assert machine.line() == "0"
+    assert seen == [0]
+    assert machine.word(0) == 9
+    slow.close()

@@ -243,8 +243,10 @@ static void client_drop(umdev_protect_client *client, int slot, uint64_t page, s
     umdev_bit_clear(bits->watched, page);
     umdev_bit_clear(bits->dirty, page);
     client->watching--;
-    if (!umdev_protect_wanted(client->protector, slot, page))
-        umdev_protect_run_add(run, client->protector->ranges[slot].address + page * UMDEV_PAGE);
+    /* Another client may be on its way to be told of this page, which is no wish of his any more: not yet released. */
+    uint64_t address = client->protector->ranges[slot].address + page * UMDEV_PAGE;
+    if (address != client->protector->changing && !umdev_protect_wanted(client->protector, slot, page))
+        umdev_protect_run_add(run, address);
 }
 
 /* With the lock held, which is dropped while a notification runs. */

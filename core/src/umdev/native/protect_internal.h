@@ -55,6 +55,7 @@ struct umdev_protector {
     int stop;        /* eventfd */
     pthread_t thread;
     uint64_t serving; /* the page of the notification that runs, 0: none */
+    uint64_t changing; /* the page whose clients are being told one by one; whoever drops it leaves its release to that */
     uint64_t faults;
     uint32_t references; /* the owner and each client */
     umdev_protect_client *clients;

@@ -67,19 +67,23 @@ static umdev_protect_client *take_client(umdev_protector *protector, int slot, u
 static void page_changes(umdev_protector *protector, int slot, uint64_t page)
 {
     umdev_protect_client *told[16];
+    uint64_t address = protector->ranges[slot].address + page * UMDEV_PAGE;
+    protector->changing = address;
     for (unsigned turns = 0; turns < sizeof(told) / sizeof(told[0]); turns++) {
         umdev_protect_client *client = take_client(protector, slot, page);
         if (!client)
-            return;
+            break;
         for (unsigned i = 0; i < turns; i++)
             if (told[i] == client) {
                 umdev_bit_set(client->bits[slot].watched, page);
                 client->watching++;
+                protector->changing = 0;
                 return;
             }
         told[turns] = client;
-        client_tell(protector, client, protector->ranges[slot].address + page * UMDEV_PAGE);
+        client_tell(protector, client, address);
     }
+    protector->changing = 0;
 }
 
 static void serve_fault(umdev_protector *protector, uint64_t address)
