@@ -202,6 +202,34 @@ def test_bars_move_while_another_processor_stores(make_machine, sample, caplog):
     assert sample.log == [("every", 0)] or sample.log == [("every", 0)] * machine.vcpus
 
 
+def test_keys_and_batches_while_the_machine_is_reset(plugged):
+    """Both reach for kernel objects that a reset replaces."""
+    over, failures = threading.Event(), []
+
+    def busy(work):
+        try:
+            while not over.is_set():
+                work()
+        except Exception as error:  # noqa: BLE001 - asserted on below
+            failures.append(error)
+
+    def change():
+        slot = plugged.slots.slots[0]
+        with plugged.slots.batch() as batch:
+            batch.replace([slot], [(slot.guest, slot.length, slot.host, slot.flags)])
+
+    threads = [threading.Thread(target=busy, args=(work,)) for work in (lambda: plugged.send(b"key"), change)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        plugged.reset()
+    over.set()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    assert plugged.slots.slots[0].guest == 0
+
+
 def test_many_machines_leave_nothing(make_machine, sample):
     def life(request):
         with Machine(memory=1 << 20, vcpus=2) as machine:
