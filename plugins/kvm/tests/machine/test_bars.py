@@ -51,7 +51,7 @@ def test_memory_enable_gates_everything(run, plugged):
 
 
 def test_a_window_costs_no_exit(run, plugged, sample):
-    count = 100_000
+    count = 1_000_000
     before = plugged.counters
     source = (
         f"mov ecx, {count}\nagain: mov [bar2 + 0x4000 + ecx], cl\n dec ecx\n jnz again\n"
