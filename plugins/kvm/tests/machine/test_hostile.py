@@ -1,6 +1,8 @@
 """Guests that do what no sane one does: the machine goes on, and the devices see what a PC's would."""
 
+import contextlib
 import itertools
+import os
 import random
 import threading
 from pathlib import Path
@@ -228,6 +230,21 @@ def test_keys_and_batches_while_the_machine_is_reset(plugged):
         thread.join(20)
     assert failures == []
     assert plugged.slots.slots[0].guest == 0
+
+
+def test_a_console_that_nobody_reads_delays_no_limit(make_machine):
+    end, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    os.set_blocking(full, True)
+    machine = make_machine(memory=1 << 20, console=full)
+    machine.load(assemble("mov dx, 0x3f8\nagain: out dx, al\n jmp again"))
+    assert machine.run(0.5).kind is OutcomeKind.TIME_LIMIT
+    machine.close()
+    os.close(end)
+    os.close(full)
 
 
 def test_many_machines_leave_nothing(make_machine, sample):
