@@ -29,6 +29,8 @@ log = logging.getLogger("umdev.kvm")
 
 SLOTS = range(1, 32)
 """Slot 0 is the bridge itself."""
+WARNINGS = 20
+"""Bad placements that a machine's log tells of; the guest can make any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,8 @@ class Bridge:
             added.append(placement)
         for placement in refused - self._refused:
             self.bad_placements += 1
-            log.warning("slot %d: BAR %d at %#x is not mapped: something else is there", *_name(placement))
+            level = logging.WARNING if self.bad_placements <= WARNINGS else logging.DEBUG
+            log.log(level, "slot %d: BAR %d at %#x is not mapped: something else is there", *_name(placement))
         self._refused = refused
         if not gone and not added:
             return

@@ -67,6 +67,7 @@ class Machine:
         self._pauses = 0
         self._loader: Callable[[], None] | None = None
         self._guard = threading.RLock()
+        self._typing = threading.Lock()  # who types while a reset replaces the serial port; a leaf
         try:
             self._vm = Vm(self._console, vcpus, self._console_room)
         except BaseException:
@@ -254,11 +255,12 @@ class Machine:
         self.bridge.release()
         old = self._vm
         self._vm = Vm(self._console, self.vcpus, self._console_room)
-        old.close()
         for plugged in self.bridge.functions:
             plugged.attachment.reset(ResetKind.BUS)
         self.slots.rebuild(self._vm)
         self.protection.connect(self._vm)
+        with self._typing:  # and batches of slots are on the new ones by now
+            old.close()
         self.bridge.rebuild(self._vm)
         self.firmware.place_all()
         if self._loader is not None:
@@ -278,7 +280,8 @@ class Machine:
 
     def send(self, data: bytes) -> int:
         """Bytes to the serial port; returns how many fitted into its queue of 4 KiB."""
-        return int(lib.umdev_kvm_serial_receive(self.vm.pointer, data, len(data)))
+        with self._typing:
+            return int(lib.umdev_kvm_serial_receive(self.vm.pointer, data, len(data)))
 
     # What happened.
 

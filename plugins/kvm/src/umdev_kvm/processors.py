@@ -55,13 +55,13 @@ class Processors:
             self._outcome = self._failure = None
             self._left = self._machine.vcpus
         lib.umdev_kvm_begin(vm.pointer)
-        self._threads = [
-            threading.Thread(target=self._work, args=(index,), name=f"kvm processor {index}", daemon=True)
-            for index in range(self._machine.vcpus)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = []
         try:
+            for index in range(self._machine.vcpus):
+                name = f"kvm processor {index}"
+                thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
             with self._changed:
                 while self._outcome is None and self._failure is None and self._left:
                     left = deadline - time.monotonic()
@@ -70,6 +70,8 @@ class Processors:
                         break
                     self._changed.wait(left)
         finally:
+            with self._changed:
+                self._left -= self._machine.vcpus - len(self._threads)  # some could not be started
             self._collect()
         if self._failure is not None:
             raise self._failure

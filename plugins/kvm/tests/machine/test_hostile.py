@@ -1,6 +1,8 @@
 """Guests that do what no sane one does: the machine goes on, and the devices see what a PC's would."""
 
+import contextlib
 import itertools
+import os
 import random
 import threading
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from umdev.device import Block, Device, MemoryBar, PciId, Window
 from umdev.errors import InvalidArgument
 from umdev_kvm import Machine, OutcomeKind, Posted
+from umdev_kvm.bridge import WARNINGS
 from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
@@ -170,7 +173,7 @@ def test_the_data_port_without_the_enable_bit(run):
     assert run(f"mov eax, [{ECAM + (1 << 20):#x}]\n out 0xf4, eax") == 0xFFFFFFFF, "bus 1"
 
 
-def test_bars_move_while_another_processor_stores(make_machine, sample):
+def test_bars_move_while_another_processor_stores(make_machine, sample, caplog):
     """One moves BARs over memory, controllers and each other; the other one stores wherever they may be."""
     machine = make_machine(memory=4 << 20, vcpus=2)
     machine.firmware.enable(machine.plug(sample, posted=(Posted(0, 0x20, 8),)))
@@ -192,12 +195,56 @@ def test_bars_move_while_another_processor_stores(make_machine, sample):
     )
     outcome = machine.run(60)
     assert (outcome.kind, outcome.value) == (OutcomeKind.EXIT, 0x55), str(outcome)
-    assert machine.counters["bad_placements"] > 0
+    assert machine.counters["bad_placements"] > WARNINGS
+    assert len([record for record in caplog.records if "is not mapped" in record.message]) == WARNINGS
     assert {p.region: p.address for p in machine.bridge.placements if not p.io} == {0: bar0, 2: bar2, 3: bar3}
     sample.log.clear()
     machine.load(assemble(f"mov dword ptr [{bar0 + 0x14:#x}], 1\n exit 1"))
     assert machine.run(10).value == 1
     assert sample.log == [("every", 0)] or sample.log == [("every", 0)] * machine.vcpus
+
+
+def test_keys_and_batches_while_the_machine_is_reset(plugged):
+    """Both reach for kernel objects that a reset replaces."""
+    over, failures = threading.Event(), []
+
+    def busy(work):
+        try:
+            while not over.is_set():
+                work()
+        except Exception as error:  # noqa: BLE001 - asserted on below
+            failures.append(error)
+
+    def change():
+        slot = plugged.slots.slots[0]
+        with plugged.slots.batch() as batch:
+            batch.replace([slot], [(slot.guest, slot.length, slot.host, slot.flags)])
+
+    threads = [threading.Thread(target=busy, args=(work,)) for work in (lambda: plugged.send(b"key"), change)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        plugged.reset()
+    over.set()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    assert plugged.slots.slots[0].guest == 0
+
+
+def test_a_console_that_nobody_reads_delays_no_limit(make_machine):
+    end, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    os.set_blocking(full, True)
+    machine = make_machine(memory=1 << 20, console=full)
+    machine.load(assemble("mov dx, 0x3f8\nagain: out dx, al\n jmp again"))
+    assert machine.run(0.5).kind is OutcomeKind.TIME_LIMIT
+    machine.close()
+    os.close(end)
+    os.close(full)
 
 
 def test_many_machines_leave_nothing(make_machine, sample):

@@ -191,6 +191,25 @@ def test_busy_calls(machine, sample):
     thread.join(20)
 
 
+def test_a_thread_that_can_not_be_started(make_machine, monkeypatch):
+    machine = make_machine(memory=1 << 20, vcpus=2)
+    machine.load(assemble("again: jmp again"))
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "kvm processor 1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="start"):
+        machine.run(10)
+    monkeypatch.undo()
+    assert not machine.running
+    machine.load(assemble("exit 3"))
+    assert machine.run(10).value == 3
+
+
 def test_closing_leaves_nothing_open(make_machine, sample):
     def life():
         machine = make_machine(memory=1 << 20)

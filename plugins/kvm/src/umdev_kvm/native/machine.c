@@ -33,10 +33,10 @@ umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *
     machine->kvm = machine->vm = machine->bell_poll = machine->bell_end = -1;
     pthread_mutex_init(&machine->gate_mutex, NULL);
     pthread_cond_init(&machine->gate_changed, NULL);
+    pthread_cond_init(&machine->bell_changed, NULL);
     pthread_mutex_init(&machine->table_mutex, NULL);
     pthread_mutex_init(&machine->ring_mutex, NULL);
     pthread_mutex_init(&machine->bell_mutex, NULL);
-    pthread_cond_init(&machine->bell_changed, NULL);
     umdev_kvm_serial_init(machine, console, room);
     int code = umdev_kvm_gate_init();
     if (code)

@@ -1,6 +1,7 @@
 /* The serial port: a 16550A with its receiver's queue (PC16550D data sheet, section 8). */
 #include "internal.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 enum { DATA, INTERRUPT_ENABLE, INTERRUPT_IDENT, LINE_CONTROL, MODEM_CONTROL, LINE_STATUS, MODEM_STATUS, SCRATCH };
@@ -50,15 +51,6 @@ static bool receive(struct umdev_kvm_serial *serial, uint8_t byte)
     return true;
 }
 
-static void transmit(struct umdev_kvm_serial *serial, uint8_t byte)
-{
-    if (serial->console < 0 || !serial->room)
-        return;
-    serial->room--;
-    if (write(serial->console, &byte, 1) != 1)
-        serial->console = -1; /* nobody reads any more: the guest goes on */
-}
-
 static uint8_t read_register(umdev_kvm *machine, uint32_t offset)
 {
     struct umdev_kvm_serial *serial = &machine->serial;
@@ -104,6 +96,26 @@ static uint8_t read_register(umdev_kvm *machine, uint32_t offset)
     return value;
 }
 
+/* A pipe may be full and a terminal held: the processor waits, but no longer than the run lasts. */
+static bool console_ready(umdev_kvm *machine)
+{
+    struct pollfd console = {.fd = machine->serial.console, .events = POLLOUT};
+    while (!atomic_load(&machine->ending))
+        if (poll(&console, 1, 50) > 0)
+            return true;
+    return false;
+}
+
+static void transmit(umdev_kvm *machine, uint8_t byte)
+{
+    struct umdev_kvm_serial *serial = &machine->serial;
+    if (serial->console < 0 || !serial->room || !console_ready(machine))
+        return;
+    serial->room--;
+    if (write(serial->console, &byte, 1) != 1)
+        serial->console = -1; /* nobody reads any more: the guest goes on */
+}
+
 static void write_register(umdev_kvm *machine, uint32_t offset, uint8_t value)
 {
     struct umdev_kvm_serial *serial = &machine->serial;
@@ -117,7 +129,7 @@ static void write_register(umdev_kvm *machine, uint32_t offset, uint8_t value)
         if (serial->modem_control & LOOP)
             receive(serial, value);
         else
-            transmit(serial, value);
+            transmit(machine, value);
         serial->transmitter_empty_pends = true;
         break;
     case INTERRUPT_ENABLE:
