@@ -14,7 +14,8 @@ PAGES = 64
 STORES = 4_000
 START = f"""
 set -e
-/stores {PAGES} >/pages 2>&1 &
+: >/pages
+/stores {PAGES} >>/pages 2>&1 &
 until grep -q ready /pages; do sleep 0.05; done
 for device in /sys/bus/pci/devices/0000:00:0[12].0; do
     [ -e $device ] && printf '\\6' | dd of=$device/config bs=1 seek=4 conv=notrunc 2>/dev/null
