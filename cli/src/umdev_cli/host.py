@@ -27,7 +27,7 @@ from .failures import Exit, exit_code
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from umdev.device import Device, Parent
@@ -271,11 +271,12 @@ def main() -> int:
         os.set_inheritable(descriptor, False)
     directory = Path(spec.runtime)
     try:
-        with open_host(directory, directory / "hosts" / spec.name, spec.lock, spec.parent, spec.bus) as host:
+        opened = open_host(directory, directory / "hosts" / spec.name, spec.lock, spec.parent, spec.bus)
+        with opened as host, ended_by_signals(host):
             described = host.add(spec.first)
             os.chdir("/")
             _tell(spec.ready, control.Done(described))
-            serve(host)
+            host.run()
     except Exception as error:  # noqa: BLE001 - plugins may raise anything; the command that waits is told
         _log.error("the host process failed", exc_info=error)
         _tell(spec.ready, control.failed(error))
@@ -295,15 +296,19 @@ def open_host(directory: Path, folder: Path, lock: int, parent: str, bus: str) -
         raise
 
 
-def serve(host: Host) -> None:
-    """Run a host until its last device ends or SIGTERM or SIGINT comes. Main thread only."""
+@contextlib.contextmanager
+def ended_by_signals(host: Host) -> Iterator[None]:
+    """SIGTERM and SIGINT end the host's `run`, even one that begins later: enter it before anybody is told of the host.
+
+    Main thread only.
+    """
 
     def end(_number: int, _frame: FrameType | None) -> None:
         host.end()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        host.run()
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -48,13 +48,13 @@ def command(
         what = f"devices of {named.parent} share one process" if owner.shared_process else f"{named.uuid} is in use"
         raise Conflict(f"{what}, which runs already; use umdev start, or stop what runs")
     request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path, wire_log)
-    with host.open_host(directory, *claimed, named.parent, bus) as serving:
+    with host.open_host(directory, *claimed, named.parent, bus) as serving, host.ended_by_signals(serving):
         described = serving.add(request, descriptor=fd)
         if described["device"] is not None:
             click.echo(f"-device '{described['device']}'")
             if line := vmm.advice(described["environment"]):
                 click.echo(line, err=True)
-        host.serve(serving)
+        serving.run()
 
 
 def _resolve(device: str, parent: str | None, uuid: str | None) -> Named:
