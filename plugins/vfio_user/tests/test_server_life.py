@@ -34,6 +34,7 @@ def wait_until_detached(served, clients: int) -> None:
 
 def resources() -> tuple[int, int]:
     """Descriptors and lines of /proc/self/maps."""
+    gc.collect()  # what earlier tests left
     return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(Path("/proc/self/maps").read_text().splitlines())
 
 
