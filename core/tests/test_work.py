@@ -201,7 +201,7 @@ def test_a_clock_that_devices_share_forgets_the_closed_ones(kind):
 def test_an_idle_queue_has_no_thread():
     before = threading.active_count()
     queues = [WorkQueue(str(n), Clock(), contextlib.nullcontext, lambda *_: None) for n in range(1000)]
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     for queue in queues:
         queue.close()
 
