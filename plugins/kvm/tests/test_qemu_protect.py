@@ -112,7 +112,7 @@ def test_trap_before_the_store_lands_and_track_misses_nothing(stores, watcher):
     report = device.report()
     assert report["stale"] == 0
     assert report["arms"] == report["events"] + report["armed"]  # each event ended one arming
-    sound(report, events=100)
+    sound(report, events=PAGES)
     guest.check(device)
     # Nothing is left in the way.
     device.untrap(guest.pages)
@@ -133,8 +133,8 @@ def test_two_devices_on_one_vm_one_of_them_killed(stores, watcher):
     sound(one.report(), events=3)
     sound(two.report(), events=3)
     guest(f"storm 2 {STORES}")
-    sound(one.report(), events=100)
-    sound(two.report(), events=100)
+    sound(one.report(), events=PAGES)
+    sound(two.report(), events=PAGES)
     guest.check(one)
     # Killed while the guest stores to pages that both watch: the other's guarantee holds, and the guest goes on.
     killer = threading.Timer(0.2, two.kill)
@@ -157,7 +157,7 @@ def test_memory_that_the_firmware_unmaps_is_protected_anew_after_a_reboot(stores
     device.trap(guest.pages)
     device.track(guest.pages)
     guest(f"storm 2 {STORES}")
-    sound(device.report(), events=100)
+    sound(device.report(), events=PAGES)
     guest.guest.reboot()
     gone = set(device.collect_gone())
     assert gone == set(guest.pages)
@@ -168,7 +168,7 @@ def test_memory_that_the_firmware_unmaps_is_protected_anew_after_a_reboot(stores
     guest(f"storm 2 {STORES}")
     device.collect()
     report = device.report()
-    sound(report, events=100)
+    sound(report, events=PAGES)
     assert report["stale"] == 0
     guest.check(device)
 
