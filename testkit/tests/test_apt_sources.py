@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from umdev_testkit.apt_sources import (
     DEFAULT_KEYRING,
-    DEFAULT_MIRROR,
     Archive,
     machine_archive,
     parse_deb822,
     parse_list,
 )
+from umdev_testkit.errors import NoApt
 
 OWN = (DEFAULT_KEYRING,) if DEFAULT_KEYRING.exists() else ()
 
@@ -66,22 +66,23 @@ Components: main
 
 def test_security_and_third_parties_are_never_taken(etc):
     (etc / "sources.list").write_text(
-        "deb http://deb.debian.org/debian-security bookworm-security main\n"
+        "deb http://mirror.example/debian-security bookworm-security main\n"
         "deb https://packages.vendor.example/debian/12/prod bookworm stable\n"
         "deb https://apt.vendor.example/pool bookworm main\n"
-        "deb http://deb.debian.org/debian-security trixie/updates main\n"
+        "deb http://mirror.example/debian-security trixie/updates main\n"
     )
-    assert machine_archive(etc) == Archive(DEFAULT_MIRROR, OWN)
+    with pytest.raises(NoApt, match="UMDEV_MIRROR"):
+        machine_archive(etc)
 
 
 def test_debian_is_preferred_to_a_vendor_with_the_same_suite(etc):
     (etc / "sources.list.d/a.list").write_text("deb https://packages.vendor.example/debian bookworm main\n")
     (etc / "sources.list.d/debian.sources").write_text(
-        "Types: deb\nURIs: http://ftp.xx.debian.org/debian/\nSuites: bookworm bookworm-updates\nComponents: main\n"
+        "Types: deb\nURIs: http://other.example/debian/\nSuites: bookworm bookworm-updates\nComponents: main\n"
         "Signed-By: /usr/share/keyrings/debian-archive-bookworm-stable.gpg\n"
     )
     archive = machine_archive(etc)
-    assert archive.uri == "http://ftp.xx.debian.org/debian"
+    assert archive.uri == "http://other.example/debian"
     # Debian's own keyring comes beside: the one named may lack the keys of the release that we need.
     assert archive.keyrings == (Path("/usr/share/keyrings/debian-archive-bookworm-stable.gpg"), *OWN)
 
@@ -111,6 +112,7 @@ def test_environment_wins(etc, monkeypatch):
     assert machine_archive(etc) == Archive("http://other.example/debian", OWN)
 
 
-def test_unreadable_folder_means_the_default(tmp_path, monkeypatch):
+def test_unreadable_folder_means_no_mirror(tmp_path, monkeypatch):
     monkeypatch.delenv("UMDEV_MIRROR", raising=False)
-    assert machine_archive(tmp_path / "none").uri == DEFAULT_MIRROR
+    with pytest.raises(NoApt, match="UMDEV_MIRROR"):
+        machine_archive(tmp_path / "none")

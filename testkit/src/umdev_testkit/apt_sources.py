@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from umdev_testkit.errors import NoApt
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = ["Archive", "Source", "machine_archive", "parse_deb822", "parse_list"]
 
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DEFAULT_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _CODENAMES = {"buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
 _ALIASES = {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
@@ -80,10 +81,13 @@ def parse_deb822(text: str) -> Iterator[Source]:
 
 
 def machine_archive(etc: Path = Path("/etc/apt")) -> Archive:
-    """Return the Debian mirror that `$UMDEV_MIRROR` names, else the one of this machine's apt, else deb.debian.org.
+    """Return the Debian mirror that `$UMDEV_MIRROR` names, else the one of this machine's apt.
 
     Sources of security updates and of other vendors are never taken for the mirror. Debian's own keyring is accepted
     beside the source's own `signed-by`, as the latter may hold the keys of one release only.
+
+    Raises:
+        NoApt: this machine's apt names no Debian mirror.
     """
     own = (DEFAULT_KEYRING,) if DEFAULT_KEYRING.exists() else ()
     if named := os.environ.get("UMDEV_MIRROR"):
@@ -91,7 +95,7 @@ def machine_archive(etc: Path = Path("/etc/apt")) -> Archive:
     rated = [(_likeness(uri, source), uri, source) for source in _machine_sources(etc) for uri in source.uris]
     rating, uri, source = max(rated, key=lambda item: item[0], default=(0, "", Source((), (), ())))
     if rating == 0:
-        return Archive(DEFAULT_MIRROR, own)
+        raise NoApt(f"no source under {etc} is a Debian mirror: name one in UMDEV_MIRROR, as http://HOST/debian")
     signed_by = source.options.get("signed-by", "")
     trusted = source.options.get("trusted", "") == "yes"
     if "BEGIN PGP" in signed_by:

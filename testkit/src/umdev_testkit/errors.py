@@ -65,7 +65,7 @@ class NoNetwork(FetchError):
 
 
 class NoApt(FetchError):
-    """This machine lacks apt's tools, or its processor is no x86-64."""
+    """This machine lacks apt's tools or a Debian mirror in its sources, or its processor is no x86-64."""
 
     errno = _errno.ENOSYS
 
