@@ -63,8 +63,9 @@ class LongTermPins:
         Raises: InvalidArgument (not in a map), PinLimit, UmdevError.
         """
         wanted = _pages(address, pages)
-        self._check_mapped(address, pages)
         with self._lock:
+            # A map that is found here stays until `_forget` has had the lock.
+            self._check_mapped(address, pages)
             fresh = [page for page in wanted if page not in self._counts]
             done: list[_Run] = []
             try:
