@@ -15,6 +15,7 @@ EVERYTHING = {
     "umdev_edu",
     "umdev_kvm",
     "umdev_mtty",
+    "umdev_nvme",
     "umdev_seven",
     "umdev_testkit",
     "umdev_vfio_user",
