@@ -4,6 +4,7 @@ import random
 import re
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -34,6 +35,11 @@ def read(guest, offset, length):
     ).split()[0]
 
 
+def copy(skip, seek, count):
+    """The command that writes MiB `skip` and following of /data to MiB `seek` of the disk."""
+    return f"dd if=/data of=/dev/nvme0n1 bs=1M skip={skip} seek={seek} count={count} conv=fsync,notrunc 2>/dev/null"
+
+
 def start(linux_guest, arguments, **options):
     return linux_guest.start(modules=["nvme"], cpus=PROCESSORS, qemu_args=arguments, timeout=240, **options)
 
@@ -44,6 +50,11 @@ def check_identity(guest):
     assert int(guest.run("cat /sys/block/nvme0n1/size")) == BLOCKS
     assert guest.run("cat /sys/class/nvme/nvme0/model").strip() == "umdev NVMe"
     assert guest.run("cat /sys/class/nvme/nvme0/state").strip() == "live"
+
+
+def check_messages(guest):
+    """The driver complained of nothing."""
+    assert not re.search(r"nvme.*(timeout|error|fail|invalid|unable)", guest.dmesg, re.IGNORECASE), guest.dmesg
 
 
 def test_the_stock_driver(umdev, linux_guest):
@@ -59,11 +70,7 @@ def test_the_stock_driver(umdev, linux_guest):
     # Every processor has a queue and an interrupt of its own; each writes a half, so that both are used.
     before = interrupts(guest)
     assert sorted(before) == [0, 1, 2]
-    for processor in range(PROCESSORS):
-        guest.run(
-            f"taskset {1 << processor:x} dd if=/data of=/dev/nvme0n1 bs=512k skip={4 * processor} "
-            f"seek={2 + 4 * processor} count=4 conv=fsync"
-        )
+    guest.run("".join(f"taskset {1 << n:x} {copy(2 * n, 1 + 2 * n, 2)} &\n" for n in range(PROCESSORS)) + "wait")
     assert read(guest, 1, 4) == sha256(data).hexdigest()
     after = interrupts(guest)
     assert all(after[queue] > before[queue] for queue in (1, 2)), (before, after)
@@ -76,6 +83,10 @@ def test_the_stock_driver(umdev, linux_guest):
         file.write(data[::-1])
     assert read(guest, 32, 4) == sha256(data[::-1]).hexdigest()
 
+    # The driver resets the controller while it is at work, and gives it again what was under way.
+    guest.run(f"{copy(0, 8, 4)} & echo 1 >/sys/class/nvme/nvme0/reset_controller; wait")
+    assert read(guest, 8, 4) == sha256(data).hexdigest()
+
     guest.run(f"echo {BDF} >{DRIVER}/unbind; {DISAPPEAR}; echo {BDF} >{DRIVER}/bind")
     check_identity(guest)
     assert read(guest, 1, 4) == sha256(data).hexdigest()
@@ -83,5 +94,27 @@ def test_the_stock_driver(umdev, linux_guest):
     check_identity(guest)
     assert sorted(interrupts(guest)) == [0, 1, 2]
     assert read(guest, 1, 4) == sha256(data).hexdigest()
-    assert not re.search(r"nvme.*(timeout|error|fail|warn)", guest.dmesg, re.IGNORECASE), guest.dmesg
+    check_messages(guest)
     guest.poweroff()
+
+
+@pytest.mark.parametrize("options", [{"append": "pci=nomsi"}, {"shared_memory": False}], ids=["pin", "messages"])
+def test_what_the_driver_falls_back_to(umdev, linux_guest, tmp_path, options):
+    """INTx, or memory that is reached by messages; and a disk in a file of the host."""
+    file = tmp_path / "disk"
+    uuid = str(uuid4())
+    umdev("define", "--uuid", uuid, "--parent", "nvme", "--type", "nvme-64m")
+    umdev("modify", "--uuid", uuid, "--addattr", "store", "--value", f"file:{file}")
+    disk = umdev.start_defined(uuid)
+    data = random.Random(513).randbytes(2 * MIB)
+    guest = start(linux_guest, disk.arguments, files={"/data": data}, **options)
+    check_identity(guest)
+    pins = re.findall(r"IO-APIC.*? (nvme0q\d.*)$", guest.run("cat /proc/interrupts"), re.MULTILINE)
+    assert pins == (["nvme0q0, nvme0q1"] if "append" in options else [])
+    guest.run(copy(0, 3, 2))
+    assert read(guest, 3, 2) == sha256(data).hexdigest()
+    check_messages(guest)
+    guest.poweroff()
+    with file.open("rb") as blocks:
+        blocks.seek(3 * MIB)
+        assert blocks.read(len(data)) == data
