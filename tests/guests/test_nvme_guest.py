@@ -90,6 +90,7 @@ def test_the_stock_driver(umdev, linux_guest):
     guest.run(f"echo {BDF} >{DRIVER}/unbind; {DISAPPEAR}; echo {BDF} >{DRIVER}/bind")
     check_identity(guest)
     assert read(guest, 1, 4) == sha256(data).hexdigest()
+    check_messages(guest)
     guest.reboot()
     check_identity(guest)
     assert sorted(interrupts(guest)) == [0, 1, 2]
