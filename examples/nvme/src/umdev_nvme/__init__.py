@@ -1,6 +1,6 @@
 """An NVMe controller for the stock NVMe drivers, as a umdev device model.
 
-Everywhere in this package "section" and "figure" are those of the NVM Express Base Specification, revision 1.4.
+Everywhere in this package "section" is one of the NVM Express Base Specification, revision 1.4.
 """
 
 from .controller import Nvme

@@ -119,7 +119,7 @@ COMMANDS: Mapping[int, Handler] = {
     0x0A: get_feature,
     0x0C: request_async_event,
 }
-"""By opcode (figure 139)."""
+"""By opcode (section 5)."""
 
 
 def _queue_number(command: Command) -> int:

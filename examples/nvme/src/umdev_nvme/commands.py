@@ -11,11 +11,11 @@ ENTRY_SIZE = 64
 COMPLETION_SIZE = 16
 """Bytes of a completion queue entry (section 4.6, CC.IOCQES = 4)."""
 DO_NOT_RETRY = 1 << 14
-_ENTRY = struct.Struct("<BBHI16xQQ6I")  # figure 105: opcode, flags, CID, NSID, (MPTR,) PRP1, PRP2, CDW10 to 15
+_ENTRY = struct.Struct("<BBHI16xQQ6I")  # section 4.2: opcode, flags, CID, NSID, (MPTR,) PRP1, PRP2, CDW10 to 15
 
 
 class Status(enum.IntEnum):
-    """Status code type (bits 10:8) and status code (bits 7:0) of figures 128 to 131."""
+    """Status code type (bits 10:8) and status code (bits 7:0) of section 4.6.1."""
 
     SUCCESS = 0x000
     INVALID_OPCODE = 0x001
@@ -40,7 +40,7 @@ class Status(enum.IntEnum):
 
     @property
     def field(self) -> int:
-        """As it stands in a completion entry (figure 125). Only what the medium refused is worth another try."""
+        """As it stands in a completion entry (section 4.6.1). Only what the medium refused is worth another try."""
         return self | (DO_NOT_RETRY if 0 < self < Status.WRITE_FAULT else 0)
 
 
@@ -53,7 +53,7 @@ class CommandError(Exception):
 
 
 class Command(NamedTuple):
-    """A submission queue entry (figure 105). `prp1` and `prp2` are addresses in the driver's memory."""
+    """A submission queue entry (section 4.2). `prp1` and `prp2` are addresses in the driver's memory."""
 
     opcode: int
     flags: int

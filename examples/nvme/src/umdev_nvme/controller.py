@@ -34,6 +34,7 @@ STEP = 4 << 20
 """The work of one step, in bytes: the device lock is held meanwhile, so a driver must not make it long."""
 COMMAND_COST = 64 << 10
 """What a command counts for beside its data."""
+ALL_VECTORS = range(QUEUES)
 
 
 def _no_store() -> Store:
@@ -66,6 +67,7 @@ class Nvme(Device):
     """Results for them: one of a kind at most."""
     events_masked = State(bool)
     """Whether an event was told and its log not yet read (section 5.2)."""
+    failures = State(int, keep=True)
     errors: State[deque[bytes]] = State(lambda: deque(maxlen=LOG_ENTRIES), keep=True)
     error_count = State(int, keep=True)
     reads = State(int, keep=True)
@@ -137,7 +139,9 @@ class Nvme(Device):
 
     def fail(self, why: object) -> None:
         """Nothing goes on until the driver resets the controller (section 9.5)."""
-        log.warning("%s: controller fatal status: %s", self, why)
+        # A driver can make it fail for ever, and must not fill the host's log.
+        log.log(logging.DEBUG if self.failures else logging.WARNING, "%s: controller fatal status: %s", self, why)
+        self.failures += 1
         self.registers.csts.cfs = True
 
     # Work.
@@ -255,13 +259,13 @@ class Nvme(Device):
 
     def acknowledged(self, queue: CompletionQueue) -> None:
         """The driver has seen entries of the queue: there may be room for others."""
-        self.settle_interrupts()
+        self.settle_interrupts(range(queue.vector, queue.vector + 1))
         self._go_on()
 
-    def settle_interrupts(self, unmasked: int = 0) -> None:
+    def settle_interrupts(self, vectors: range = ALL_VECTORS, unmasked: int = 0) -> None:
         """Bring levels in step with the queues, and send what waited for vectors that are not masked any more."""
         wanted = {queue.vector for queue in self.registers.completion if queue.interrupts and queue.unread}
-        for vector in range(QUEUES):
+        for vector in vectors:
             if vector not in wanted or self._masked(vector):
                 self.interrupts.lower(vector)
             elif unmasked >> vector & 1:

@@ -21,7 +21,7 @@ _NO_QUEUES = 0xFFFF
 
 
 class Feature(enum.IntEnum):
-    """Identifiers (figure 271)."""
+    """Identifiers (section 5.21.1)."""
 
     ARBITRATION = 0x01
     POWER_MANAGEMENT = 0x02

@@ -33,7 +33,7 @@ _ONCS_WRITE_ZEROES = 1 << 3
 
 
 def controller(identity: uuid.UUID, pci: PciId, capacity: int) -> bytes:
-    """The controller (figure 247). `capacity` is in bytes; `identity` makes serial number and subsystem name."""
+    """The controller (section 5.15.2.2). `capacity` is in bytes; `identity` makes serial number and subsystem name."""
     data = bytearray(DATA_SIZE)
 
     def put(offset: int, form: str, *values: int | bytes) -> None:
@@ -50,13 +50,14 @@ def controller(identity: uuid.UUID, pci: PciId, capacity: int) -> bytes:
     put(280, "QQ", capacity, 0)
     put(512, "BB", _entry_sizes(ENTRY_SIZE), _entry_sizes(COMPLETION_SIZE))
     put(516, "IH", NAMESPACES, _ONCS_WRITE_ZEROES)
+    put(525, "B", 0b11 << 1)  # VWC: no volatile write cache, and a Flush may name all namespaces
     put(768, f"{NAME_LENGTH}s", f"nqn.2014-08.org.nvmexpress:uuid:{identity}".encode())
     put(2048, "H", 1)  # power state 0, the only one: 0.01 W
     return bytes(data)
 
 
 def namespace(capacity: int) -> bytes:
-    """A namespace of `capacity` bytes (figure 245): one format, without metadata."""
+    """A namespace of `capacity` bytes (section 5.15.2.1): one format, without metadata."""
     data = bytearray(DATA_SIZE)
     blocks = capacity >> BLOCK_SHIFT
     struct.pack_into("<QQQ", data, 0, blocks, blocks, blocks)
@@ -71,7 +72,7 @@ def active_namespaces(after: int) -> bytes:
 
 
 def descriptors(identity: uuid.UUID) -> bytes:
-    """The namespace's names (figure 249): its UUID."""
+    """The namespace's names (section 5.15.2.4): its UUID."""
     return struct.pack("<BB2x16s", 3, 16, identity.bytes).ljust(DATA_SIZE, b"\0")
 
 

@@ -47,7 +47,7 @@ def get_log_page(controller: Nvme, command: Command) -> int:
 
 
 def _health(controller: Nvme) -> bytes:
-    """SMART / health information (figure 196): cool, unworn, and what was read and written."""
+    """SMART / health information (section 5.14.1.2): cool, unworn, and what was read and written."""
     read, written = (-(-count // _UNIT) for count in (controller.bytes_read, controller.bytes_written))
     data = bytearray(_PAGE_SIZE)
     struct.pack_into("<BHBBB", data, 0, 0, _KELVIN, 100, 10, 0)

@@ -60,7 +60,7 @@ def write_zeroes(controller: Nvme, command: Command) -> int:
 
 
 COMMANDS: Mapping[int, Handler] = {0x00: flush, 0x01: write, 0x02: read, 0x08: write_zeroes}
-"""By opcode (figure 346)."""
+"""By opcode (section 6)."""
 
 
 def length_of(command: Command) -> int:
