@@ -294,15 +294,23 @@ def test_a_reset_while_commands_run(driver, how):
 
 
 def test_shutdown(driver):
-    queue = driver.enable().create()
+    driver.enable()
     driver.bar.write32(CC, driver.bar.read32(CC) | 1 << 14)
     assert driver.status() == SHUT_DOWN | READY
-    queue.submit(FLUSH, 1)
-    assert driver.status() == SHUT_DOWN | READY
-    assert queue.poll() is None
     driver.disable()
     assert driver.status() == 0
     assert driver.enable().create().command(FLUSH, 1).status == 0
+
+
+def test_after_shutdown_no_command_is_carried_out(stepped):
+    queue = stepped.enable().create()
+    queue.submit(FLUSH, 1)
+    stepped.bar.write32(CC, stepped.bar.read32(CC) | 1 << 14)
+    queue.submit(FLUSH, 1)
+    stepped.progress()
+    assert queue.poll() is None
+    stepped.disable()
+    assert stepped.enable().create().command(FLUSH, 1).status == 0
 
 
 @pytest.mark.parametrize("device_reset", [ResetKind.BUS, ResetKind.FLR, ResetKind.POWER_ON])

@@ -5,7 +5,7 @@ from contextlib import nullcontext, suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from umdev_nvme.commands import CommandError, Status
 from umdev_nvme.prp import segments
@@ -73,6 +73,7 @@ def cut(address, length, page_size):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine all is slow
 @given(layouts())
+@example((4096, 3 * 4096, 0, [0x1000, 0x3000, 0x5000], 4096 - 16))  # the list ends where its page does
 def test_every_byte_in_order(layout):
     page_size, length, offset, pages, first_list = layout
     memory = Memory()
