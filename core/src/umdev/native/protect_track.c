@@ -106,7 +106,7 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
-    int result = protector->lost || client->closed ? -ESRCH : 0;
+    int result = protector->lost || client->closed ? -ESRCH : client->mode == UMDEV_PROTECT_TRACK ? 0 : -EPERM;
     if (!result && protector->asynchronous)
         result = scan_client(client);
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};

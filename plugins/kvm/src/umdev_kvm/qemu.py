@@ -60,7 +60,8 @@ def prepare_client(bus: str) -> ClientSetup | None:
 
     The protector is one process for each user and runtime directory; it is started if there is none.
 
-    Raises: NotFound (no preload library), StateError (the runtime directory), OSError.
+    Raises: NotFound (no preload library), StateError (the runtime directory), InvalidArgument (a variable of
+    the environment), OSError.
     """
     if bus != BUS:
         return None
@@ -142,6 +143,7 @@ def _start(path: Path) -> None:
     """A protector of its own session; it has the listening socket before it runs, so nobody waits for it."""
     if len(os.fsencode(path)) > 107:  # unix(7)
         raise StateError(f"{path} is too long for a socket; choose another with UMDEV_RUNTIME_DIR")
+    wire.patience()  # said here, where somebody reads it
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(os.fspath(path))

@@ -65,7 +65,7 @@ class Connection:
                     return text
                 self.lost = (
                     "the VM's protector has ended this device's connection: it is gone, or a notification was not "
-                    f"answered within {wire.PATIENCE:g} s"
+                    f"answered within {wire.PATIENCE:g} s (or {wire.PATIENCE_VARIABLE})"
                 )
             raise _failure(errno.ECONNRESET, self.lost)
 
