@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from umdev.bus import Protection
 from umdev.errors import NotMapped, NotSupported, PinLimit
+from umdev.hypervisor import PAGE_SIZE, AddressSpace, GuestMemory
+from umdev_kvm.pins import LongTermPins, new_ring
 
 pytestmark = pytest.mark.kvm
 
@@ -66,6 +68,46 @@ def test_long_term_pins(attachment):
     assert pinned_kib() == before
     pinner.unpin(host, 4)  # nothing left to undo
     assert pinner.pages == 0
+
+
+@pytest.fixture
+def few_pins():
+    """Pins with room for two buffers, and the address of 16 pages."""
+    ring, code = new_ring(2)
+    if ring is None:
+        pytest.skip(f"this kernel has no io_uring for us: errno {code}")
+    space = AddressSpace()
+    with GuestMemory(16 * PAGE_SIZE) as guest:
+        space.map(0, 8 * PAGE_SIZE, descriptor=guest.descriptor)
+        space.map(8 * PAGE_SIZE, 8 * PAGE_SIZE, descriptor=guest.descriptor, protection=Protection.READ)
+        pins = LongTermPins(space, ring, 2)
+        yield pins, space
+        pins.close()
+        space.close()
+
+
+def test_a_buffer_that_can_not_be_divided_stays_until_nobody_wants_a_page_of_it(few_pins):
+    pins, space = few_pins
+    host = space.translate(0, PAGE_SIZE)
+    before = pinned_kib()
+    pins.pin(host, 8)
+    pins.unpin(host + 3 * PAGE_SIZE, 1)  # what is left takes two buffers, beside the one that there is
+    assert pins.pages == 7
+    assert pinned_kib() == before + 32
+    pins.pin(host + 3 * PAGE_SIZE, 1)
+    pins.unpin(host + 3 * PAGE_SIZE, 1)
+    pins.unpin(host, 3)
+    assert pins.pages == 4
+    assert pinned_kib() == before + 16, "now one buffer is enough"
+    pins.unpin(host + 4 * PAGE_SIZE, 4)
+    assert pinned_kib() == before
+
+
+def test_a_map_that_is_to_be_read_only_takes_no_long_term_pin(few_pins):
+    pins, space = few_pins
+    with pytest.raises(NotSupported, match="written to"):
+        pins.pin(space.translate(8 * PAGE_SIZE, PAGE_SIZE, protection=Protection.READ), 1)
+    assert pins.pages == 0
 
 
 def test_the_limit_of_locked_memory(attachment):
