@@ -304,6 +304,34 @@ static void test_free_under_lock(void)
     guest_unmap(&ending.guest);
 }
 
+/* The kernel refuses a page: nothing is armed, and nothing that was stored to is forgotten. */
+static void test_refused(void)
+{
+    struct guest guest;
+    guest_open(&guest, 0);
+    struct listener one = {.guest = &guest};
+    one.client = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRAP, NULL, listen, &one);
+    umdev_protect_client *track = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    uint64_t pages[] = {page_of(&guest, 2), page_of(&guest, 20), page_of(&guest, 30)}, found[PAGES], failed;
+    CHECK(umdev_protect_client_arm(track, pages, 3, &failed) == 0);
+    store(&guest, 2, 1);
+    store(&guest, 20, 1);
+    CHECK(munmap((void *)(uintptr_t)pages[1], PAGE) == 0);
+    CHECK(umdev_protect_client_arm(one.client, pages, 3, &failed) < 0);
+    CHECK(umdev_protect_client_pages(one.client) == 0);
+    store(&guest, 2, 2);
+    CHECK(one.calls == 0);
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == 0);
+    store(&guest, 2, 3);
+    CHECK(one.calls == 1);
+    CHECK(umdev_protect_client_collect(track, found, PAGES) < 0);
+    CHECK(umdev_protect_client_disarm(track, pages + 1, 1) <= 0);
+    CHECK(umdev_protect_client_collect(track, found, PAGES) == 1 && found[0] == pages[0]);
+    umdev_protect_client_free(one.client);
+    umdev_protect_client_free(track);
+    guest_close(&guest);
+}
+
 static void test_busy(void)
 {
     struct guest guest;
@@ -327,6 +355,7 @@ int main(void)
     }
     test_close_in_use();
     test_free_under_lock();
+    test_refused();
     test_busy();
     test_ending(0);
     test_ending(1);

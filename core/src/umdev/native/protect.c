@@ -338,32 +338,47 @@ static int client_check(umdev_protect_client *client, const uint64_t *pages, uin
     return result;
 }
 
+/* The range that the page before was in: the next one is in the same, mostly. */
+struct place {
+    uint64_t start, length;
+    uint64_t *watched;
+};
+
+/* `address` is in a range. */
+static inline uint64_t *client_watched(umdev_protect_client *client, struct place *place, uint64_t address)
+{
+    if (address - place->start >= place->length) {
+        int slot = umdev_protect_find(client->protector, address);
+        place->start = client->protector->ranges[slot].address;
+        place->length = client->protector->ranges[slot].pages * UMDEV_PAGE;
+        place->watched = client->bits[slot].watched;
+    }
+    return place->watched;
+}
+
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed)
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
     int result = client_check(client, pages, count, failed);
+    struct place place = {0};
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
-    uint64_t start = 0, length = 0, added = 0;
-    uint64_t *watched = NULL;
     for (uint32_t i = 0; i < count && !result; i++) {
-        uint64_t address = pages[i];
-        if (address - start >= length) {
-            int slot = umdev_protect_find(protector, address);
-            start = protector->ranges[slot].address;
-            length = protector->ranges[slot].pages * UMDEV_PAGE;
-            watched = client->bits[slot].watched;
-        }
-        uint64_t page = (address - start) / UMDEV_PAGE;
+        const uint64_t *watched = client_watched(client, &place, pages[i]);
+        if (!umdev_bit(watched, (pages[i] - place.start) / UMDEV_PAGE))
+            result = umdev_protect_run_add(&run, pages[i]);
+    }
+    if (!result)
+        result = umdev_protect_run_flush(&run);
+    /* Only now: what could not be armed is not called armed, and what the kernel protects in vain it gives up again. */
+    for (uint32_t i = 0; i < count && !result; i++) {
+        uint64_t *watched = client_watched(client, &place, pages[i]);
+        uint64_t page = (pages[i] - place.start) / UMDEV_PAGE;
         if (umdev_bit(watched, page))
             continue; /* armed, or tracked and waiting to be collected */
         umdev_bit_set(watched, page);
-        added++;
-        result = umdev_protect_run_add(&run, address);
+        client->watching++;
     }
-    client->watching += added;
-    if (!result)
-        result = umdev_protect_run_flush(&run);
     pthread_mutex_unlock(&protector->lock);
     return result;
 }

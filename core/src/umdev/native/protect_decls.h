@@ -49,7 +49,8 @@ void umdev_protect_client_close(umdev_protect_client *client);
 /* Closes it if need be; nobody may use it any more. */
 void umdev_protect_client_free(umdev_protect_client *client);
 /* Page addresses, in any order; ascending ones are handled in runs. 0, -EFAULT (*failed is in no range), -EBUSY
- * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone). */
+ * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone), or what the
+ * kernel says; after an error none is new. */
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed);
 /* Pages that were never armed, or are in no range, are passed over. */
 int umdev_protect_client_disarm(umdev_protect_client *client, const uint64_t *pages, uint32_t count);

@@ -126,6 +126,11 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
     }
     if (!result)
         result = umdev_protect_run_flush(&run);
+    /* Nobody hears of them this time, so they are for the next. */
+    for (uint64_t i = 0; i < count && result; i++) {
+        int slot = umdev_protect_find(protector, pages[i]);
+        umdev_bit_set(client->bits[slot].dirty, (pages[i] - protector->ranges[slot].address) / UMDEV_PAGE);
+    }
     pthread_mutex_unlock(&protector->lock);
     return result ? result : (int64_t)count;
 }
