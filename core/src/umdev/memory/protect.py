@@ -125,6 +125,7 @@ class GuestProtector:
         with self._lock:
             self._closed = True
             finalizer, self._finalizer = self._finalizer, None
+            self._native = None  # it is gone when the last client is
         if finalizer is not None:
             finalizer()
 
