@@ -16,7 +16,7 @@ from umdev.hypervisor import ProtectMode, UserfaultProtector, open_userfault
 
 from . import vm_protector_wire as wire
 from .preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
-from .vm_protector_client import Connection, RemoteGuest
+from .vm_protector_client import START_SECONDS, Connection, RemoteGuest
 from .vm_protector_wire import Operation
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def prepare_client(bus: str) -> ClientSetup | None:
     path = wire.socket_path()
     with runtime.locked(path.parent):
         try:
-            connection = Connection(path)
+            connection = Connection(path, START_SECONDS)
         except OSError:
             path.unlink(missing_ok=True)  # left by one that was killed
             _start(path)
-            connection = Connection(path)
+            connection = Connection(path, START_SECONDS)
     try:
         connection.ask(Operation.STAY)
     except BaseException:
