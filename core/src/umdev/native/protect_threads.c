@@ -1,10 +1,10 @@
 /* protect: the threads that stop stores and tell of them.
  *
- * One thread serves: it reads what the kernel says and tells the clients by itself, since handing that over would cost
- * as much as the store does. A notification may take long though, and stores to pages of other clients must not wait for
- * it. So a second thread stands by, and serves in its place when one notification has taken PATIENCE_NS. The first one
- * is left behind with its client, and goes on with that client alone until it has nothing to be told. So there are at
- * most as many threads as clients that take long, and two.
+ * One thread serves: it reads what the kernel says and tells the clients by itself, since handing that over would
+ * cost as much as the store does. A notification may take long though, and stores to pages of other clients must not
+ * wait for it. So a second thread stands by, and serves in its place when one notification has taken PATIENCE_NS. The
+ * first one is left behind with its client, and goes on with that client alone until it has nothing to be told. So
+ * there are at most as many threads as clients that take long, and two.
  */
 #define _GNU_SOURCE
 #include "protect_internal.h"
