@@ -331,3 +331,17 @@ def test_a_bus_without_doorbells(function: LoopbackFunction) -> None:
     assert Function.doorbells(function, 0) == {}
     with pytest.raises(InvalidArgument, match="no region 3"):
         Function.doorbells(function, 3)
+
+
+def test_a_quiesced_device_does_nothing_by_itself_and_answers(function: LoopbackFunction, device: Rung) -> None:
+    bell = bell_at(function.attachment, 0x10)
+    ran: list[int] = []
+    function.attachment.quiesce()
+    device.after(0, lambda: ran.append(1))
+    assert function.bars[0].read32(0) == 7
+    function.bars[0].write32(0x14, 5)
+    os.eventfd_write(bell, 1)
+    eventually(lambda: device.seen == [5, 0])
+    assert ran == []
+    function.attachment.resume()
+    eventually(lambda: ran)

@@ -400,6 +400,27 @@ def test_without_privilege_user_code_is_still_trapped(mode):
 
 
 @needs_userfault
+def test_a_closed_protector_of_a_guest_may_still_be_spoken_to():
+    with GuestMemory(PAGES * PAGE_SIZE) as guest:
+        memory = AddressSpace()
+        memory.map(BASE, guest.size, descriptor=guest.descriptor)
+        protector = trapping(guest, memory)
+        protector.protect([page(1)], lambda write: None)
+        guest.store(PAGE_SIZE, b"x")
+        owner = guest.protector()
+        assert owner.faults == 1
+        protector.close()
+        del protector
+        gc.collect()  # the last that has a part in it
+        owner.close()
+        assert owner.faults == 0
+        owner.remove_memory(guest.address)
+        with pytest.raises(StateError):
+            owner.client(ProtectMode.TRAP, None, None)
+        memory.close()
+
+
+@needs_userfault
 def test_nothing_is_left_of_a_hundred_protectors():
     def cycle():
         with GuestMemory(PAGES * PAGE_SIZE) as guest:

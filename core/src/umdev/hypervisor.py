@@ -1,9 +1,10 @@
 """Everything a hypervisor plugin imports: the services of category (b) and the hooks that ask for them."""
 
-from .addresses import GuestPhys, HostVirt, Iova
+from .addresses import PAGE_SIZE, GuestPhys, HostVirt, Iova
 from .attach import Attachment
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
+from .memory.counted_pins import CountedPins, Run, page_runs, pin_error
 from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
 from .memory.owner import LockOwner
@@ -23,8 +24,10 @@ from .services import (
 )
 
 __all__ = [
+    "PAGE_SIZE",
     "AddressSpace",
     "Attachment",
+    "CountedPins",
     "Decline",
     "GuestMemory",
     "GuestPhys",
@@ -43,6 +46,7 @@ __all__ = [
     "ProtectMode",
     "Protection",
     "Row",
+    "Run",
     "Service",
     "Translator",
     "Userfault",
@@ -50,4 +54,6 @@ __all__ = [
     "adopt_userfault",
     "hookimpl",
     "open_userfault",
+    "page_runs",
+    "pin_error",
 ]

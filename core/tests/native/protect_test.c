@@ -1,92 +1,6 @@
 /* Write-protection by userfaultfd without Python: TRAP, TRACK, several clients, and everything at once. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include "umdev.h"
-#include "device_decls.h"
-#include "memory_decls.h"
-#include "protect_decls.h"
-
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
-            exit(1);                                                                        \
-        }                                                                                   \
-    } while (0)
-
-enum { PAGE = 4096, PAGES = 32 };
-
-static int open_userfault(int asynchronous)
-{
-    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    int userfault = umdev_userfault_open(device, 0);
-    if (device >= 0)
-        close(device);
-    if (userfault < 0)
-        userfault = umdev_userfault_open(-1, 1);
-    if (userfault < 0)
-        return userfault;
-    int result = umdev_userfault_enable(userfault, asynchronous);
-    if (result) {
-        close(userfault);
-        return result;
-    }
-    return userfault;
-}
-
-/* A guest: its own mapping of a memfd, and the device's. */
-struct guest {
-    uint8_t *own;
-    uint8_t *device;
-    umdev_protector *protector;
-};
-
-static void guest_open(struct guest *guest, int asynchronous)
-{
-    int file = memfd_create("guest", MFD_CLOEXEC);
-    CHECK(file >= 0 && ftruncate(file, PAGES * PAGE) == 0);
-    guest->own = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    guest->device = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    CHECK(guest->own != MAP_FAILED && guest->device != MAP_FAILED);
-    close(file);
-    int pagemap = asynchronous ? open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC) : -1;
-    guest->protector = umdev_protector_new(open_userfault(asynchronous), pagemap, asynchronous);
-    CHECK(guest->protector);
-    CHECK(umdev_protector_register(guest->protector, (uintptr_t)guest->own, PAGES * PAGE) == 0);
-}
-
-static void guest_close(struct guest *guest)
-{
-    umdev_protector_free(guest->protector);
-    munmap(guest->own, PAGES * PAGE);
-    munmap(guest->device, PAGES * PAGE);
-}
-
-static uint64_t page_of(const struct guest *guest, unsigned number)
-{
-    return (uintptr_t)guest->own + number * PAGE;
-}
-
-static void store(struct guest *guest, unsigned number, uint64_t value)
-{
-    umdev_guest_store(guest->own + number * PAGE, &value, sizeof(value));
-}
-
-static uint64_t device_load(const struct guest *guest, unsigned number)
-{
-    uint64_t value;
-    umdev_guest_load(guest->device + number * PAGE, &value, sizeof(value));
-    return value;
-}
+#include "protect_fixture.h"
 
 struct listener {
     struct guest *guest;
@@ -325,8 +239,7 @@ static void test_ending(int inside)
     pthread_join(writer, NULL);
     CHECK(atomic_load(&ending.left)); /* the store has waited for the notification */
     CHECK(device_load(&ending.guest, 1) == 77);
-    munmap(ending.guest.own, PAGES * PAGE);
-    munmap(ending.guest.device, PAGES * PAGE);
+    guest_unmap(&ending.guest);
 }
 
 /* A client is closed while other threads are in calls with it. */
@@ -388,8 +301,35 @@ static void test_free_under_lock(void)
     CHECK(!atomic_load(&ending.entered) && device_load(&ending.guest, 1) == 77);
     umdev_protect_client_free(ending.client);
     umdev_device_free(device);
-    munmap(ending.guest.own, PAGES * PAGE);
-    munmap(ending.guest.device, PAGES * PAGE);
+    guest_unmap(&ending.guest);
+}
+
+/* The kernel refuses a page: nothing is armed, and nothing that was stored to is forgotten. */
+static void test_refused(void)
+{
+    struct guest guest;
+    guest_open(&guest, 0);
+    struct listener one = {.guest = &guest};
+    one.client = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRAP, NULL, listen, &one);
+    umdev_protect_client *track = umdev_protect_client_new(guest.protector, UMDEV_PROTECT_TRACK, NULL, NULL, NULL);
+    uint64_t pages[] = {page_of(&guest, 2), page_of(&guest, 20), page_of(&guest, 30)}, found[PAGES], failed;
+    CHECK(umdev_protect_client_arm(track, pages, 3, &failed) == 0);
+    store(&guest, 2, 1);
+    store(&guest, 20, 1);
+    CHECK(munmap((void *)(uintptr_t)pages[1], PAGE) == 0);
+    CHECK(umdev_protect_client_arm(one.client, pages, 3, &failed) < 0);
+    CHECK(umdev_protect_client_pages(one.client) == 0);
+    store(&guest, 2, 2);
+    CHECK(one.calls == 0);
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == 0);
+    store(&guest, 2, 3);
+    CHECK(one.calls == 1);
+    CHECK(umdev_protect_client_collect(track, found, PAGES) < 0);
+    CHECK(umdev_protect_client_disarm(track, pages + 1, 1) <= 0);
+    CHECK(umdev_protect_client_collect(track, found, PAGES) == 1 && found[0] == pages[0]);
+    umdev_protect_client_free(one.client);
+    umdev_protect_client_free(track);
+    guest_close(&guest);
 }
 
 static void test_busy(void)
@@ -405,22 +345,17 @@ static void test_busy(void)
 
 int main(void)
 {
-    int userfault = open_userfault(0);
-    if (userfault < 0) {
-        printf("skipped: no userfaultfd with write-protection (%s): give access to /dev/userfaultfd\n",
-               strerror(-userfault));
-        return 0;
-    }
-    close(userfault);
+    need_userfault();
     test_trap();
     test_track(0);
-    userfault = open_userfault(1);
+    int userfault = open_userfault(1);
     if (userfault >= 0) {
         close(userfault);
         test_track(1);
     }
     test_close_in_use();
     test_free_under_lock();
+    test_refused();
     test_busy();
     test_ending(0);
     test_ending(1);

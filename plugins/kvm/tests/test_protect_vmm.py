@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from umdev.errors import ProtectError, ProtectorBusy, StateError
+from umdev.errors import InvalidArgument, ProtectError, ProtectorBusy, StateError
 from umdev.hypervisor import Iova, ProtectMode
 from umdev_kvm import qemu
 from umdev_kvm import vm_protector_wire as wire
@@ -171,6 +171,51 @@ def test_a_protector_that_is_closed_in_a_notification_or_beside_one_lets_go(trap
     vmm.store(0, 2)
     vmm.store(1, 2)
     assert vmm.word(0) == vmm.word(1) == 2
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """The protector waits for devices as long as a test may want."""
+    monkeypatch.setenv(wire.PATIENCE_VARIABLE, "600")
+
+
+def test_a_device_that_takes_its_time_holds_up_nobody_else(patient, vmm):
+    machine = vmm()
+    slow, quick = machine.protector(ProtectMode.TRAP), machine.protector(ProtectMode.TRAP)
+    entered, both, release = threading.Event(), threading.Event(), threading.Event()
+    told = {"slow": [], "quick": []}
+
+    def slow_told(write):
+        entered.set()
+        told["slow"].append((write.address, release.wait(60)))
+
+    def quick_told(write):
+        told["quick"].append(write.address)
+        if write.address == PAGES[1]:
+            both.set()
+
+    slow.protect(PAGES[:2], slow_told)
+    quick.protect(PAGES[1:3], quick_told)
+    machine.ask("begin 0 9")
+    entered.wait(60)
+    machine.store(2, 9)
+    assert told == {"slow": [], "quick": [PAGES[2]]}
+    machine.ask(f"begin {PAGE} 7")
+    assert both.wait(60)
+    assert machine.word(0) == machine.word(1) == 0, "each waits for everybody who watches its page"
+    release.set()
+    machine.ask("finish")
+    assert (machine.word(0), machine.word(1)) == (9, 7)
+    assert told["slow"] == [(PAGES[0], True), (PAGES[1], True)]
+    slow.close()
+    quick.close()
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "inf"])
+def test_a_patience_that_is_none_is_a_named_error(runtime, monkeypatch, seconds):
+    monkeypatch.setenv(wire.PATIENCE_VARIABLE, seconds)
+    with pytest.raises(InvalidArgument, match=f"PATIENCE={seconds}: seconds"):
+        qemu.prepare_client("vfio-user")
 
 
 def test_a_notification_that_fails_lets_the_store_land(trap, caplog):

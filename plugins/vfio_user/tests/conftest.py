@@ -32,6 +32,8 @@ from umdev_vfio_user import Server, VfioUserFunction, bus
 
 HEADER = struct.Struct("<HHIII")
 ACCESS = struct.Struct("<QII")
+IO_FDS = struct.Struct("<IIII")
+SUB_REGION = struct.Struct("<QQIIIIQ")
 VERSION_DATA = b'\0\0\0\0{"capabilities":{"max_msg_fds":16,"write_multiple":true}}' + b" " * 200 + b"\0"
 WAIT = 10.0
 
@@ -207,6 +209,12 @@ class Raw:
         error, reply, _ = self.call(3, payload)
         assert error or reply == payload
         return error
+
+    def doorbells(self, region: int, room: int = 4096) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[int]]:
+        """DEVICE_GET_REGION_IO_FDS: fixed part, sub-regions and descriptors."""
+        error, reply, fds = self.call(6, IO_FDS.pack(room, 0, region, 0))
+        assert error == 0
+        return IO_FDS.unpack_from(reply), list(SUB_REGION.iter_unpack(reply[16:])), fds
 
     def negotiate(self, data: bytes = VERSION_DATA) -> bytes:
         error, reply, _ = self.call(1, data)

@@ -17,7 +17,7 @@ from umdev_testkit.initramfs import busybox
 from umdev_testkit.kernels import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -80,14 +80,22 @@ class KvmGuest:
     ) -> None:
         self.guest.close()
 
-    def execute(self, *command: str, folder: Path | None = None, timeout: float | None = None) -> Completed:
+    def execute(
+        self,
+        *command: str,
+        folder: Path | None = None,
+        timeout: float | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Completed:
         """Run a program of this machine in the guest, in `folder` (the current one unless given).
+
+        `environment`: more variables than those that a program always gets there.
 
         Raises:
             GuestTimedOut: it took longer than `timeout` seconds, or the guest's own time is over.
             GuestDied: QEMU ended.
         """
-        variables = {**_ENVIRONMENT, "UMDEV_CACHE": str(cache_folder())}
+        variables = {**_ENVIRONMENT, "UMDEV_CACHE": str(cache_folder()), **(environment or {})}
         words = [f"{name}={value}" for name, value in variables.items()]
         inner = f"cd {shlex.quote(str(folder or Path.cwd()))} && exec env -i {shlex.join(words)} {shlex.join(command)}"
         return self.guest.execute(f"exec chroot {ROOT} /bin/sh -c {shlex.quote(inner)}", timeout=timeout)
@@ -96,10 +104,17 @@ class KvmGuest:
         """Run this very interpreter in the guest. Raises: as `execute`."""
         return self.execute(sys.executable, *arguments, folder=folder, timeout=timeout)
 
-    def pytest(self, *arguments: str, folder: Path | None = None, timeout: float | None = None) -> Completed:
+    def pytest(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        timeout: float | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Completed:
         """Run pytest in the guest, on files of this machine; its cache and temporary files stay in the guest.
 
         Raises: as `execute`.
         """
         options: Sequence[str] = ("-p", "no:cacheprovider", "--basetemp=/run/pytest", "--color=no")
-        return self.python("-m", "pytest", *options, *arguments, folder=folder, timeout=timeout)
+        command = (sys.executable, "-m", "pytest", *options, *arguments)
+        return self.execute(*command, folder=folder, timeout=timeout, environment=environment)

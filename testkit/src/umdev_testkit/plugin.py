@@ -47,7 +47,7 @@ def kvm_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KvmGuest]:
     """
     from umdev_testkit.kvm_guest import KvmGuest
 
-    with KvmGuest(tmp_path_factory.mktemp("kvm-guest"), timeout=1800) as guest:
+    with KvmGuest(tmp_path_factory.mktemp("kvm-guest"), timeout=3600) as guest:
         yield guest
 
 

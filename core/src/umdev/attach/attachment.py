@@ -151,7 +151,12 @@ class Attachment:
             self._state = AttachmentState.RUNNING
 
     def quiesce(self) -> None:
-        """Stop time and deferred work. When it returns no work is running (but the caller), so state may be saved."""
+        """Stop time and deferred work: the device does nothing by itself any more.
+
+        When it returns no work and no earlier access is being done (but the caller's). Accesses and rings are answered
+        as ever, since firmware, debuggers and userspace drivers have them while no processor runs: whoever pauses a VM
+        holds its processors first, as `umdev_kvm.Machine.pause` does, and state is still for as long as nobody comes.
+        """
         with self._changing("quiesce"):
             self._expect("quiesce", AttachmentState.RUNNING)
             self.device.clock.pause()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("umdev.memory")
 
 _MODES = {ProtectMode.TRAP: lib.UMDEV_PROTECT_TRAP, ProtectMode.TRACK: lib.UMDEV_PROTECT_TRACK}
-_open_clients: set[NativeClient] = set()  # the handler thread holds plain pointers to their handles
+_open_clients: set[NativeClient] = set()  # the protectors' threads hold plain pointers to their handles
 _NOBODY: tuple[PageWrite, None] = (PageWrite(Iova(0)), None)
 _new_pages = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -40,7 +40,10 @@ class Notified(Protocol):
     """Who hears of stores."""
 
     def notified(self, address: int) -> None:
-        """A store to the guest's page (its address there) is about to land; the device lock is held."""
+        """A store to the guest's page (its address there) is about to land; the device lock is held.
+
+        One at a time; stores to pages that other devices watch do not wait for it.
+        """
 
 
 class PageClient(Protocol):
@@ -122,6 +125,7 @@ class GuestProtector:
         with self._lock:
             self._closed = True
             finalizer, self._finalizer = self._finalizer, None
+            self._native = None  # it is gone when the last client is
         if finalizer is not None:
             finalizer()
 
@@ -255,9 +259,10 @@ class NativeClient:
 class UserfaultProtector:
     """A `PageProtector` for one device and one mode (TRAP or TRACK) on a guest that a `GuestProtector` serves.
 
-    TRAP: `notify` is called by the guest's handler thread with the device lock held, before the store lands, once for
-    each time that the page was armed; after it the page is writable until it is armed again, which the notification
-    itself can't do (`StateError`): defer it, then read the page. TRACK: see `collect`.
+    TRAP: `notify` is called by a thread of the guest's protector with the device lock held, before the store lands,
+    once for each time that the page was armed; after it the page is writable until it is armed again, which the
+    notification itself can't do (`StateError`): defer it, then read the page. Notifications come one at a time; stores
+    to pages that are not armed here do not wait for them. TRACK: see `collect`.
     Stores through the guest's mapping are covered, and pages that it gives back by madvise(2) count as changed: not the
     device's own DMA, nor other mappings of the same memory, nor holes punched into the file alone.
     """
@@ -355,7 +360,7 @@ class UserfaultProtector:
             client.close()
 
     def notified(self, address: int) -> None:
-        """The handler thread says that a store to the guest's page is about to land."""
+        """See `Notified`."""
         # One lookup needs no lock. The entry stays: another thread may be arming the page again right now.
         write, notify = self._armed.get(address, _NOBODY)
         if notify is not None:

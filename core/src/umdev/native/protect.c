@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 int umdev_protect_find(const umdev_protector *protector, uint64_t address)
@@ -26,13 +27,6 @@ bool umdev_protect_wanted(const umdev_protector *protector, int slot, uint64_t p
     return false;
 }
 
-void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page)
-{
-    for (umdev_protect_client *client = protector->clients; client; client = client->next)
-        if (client->mode == UMDEV_PROTECT_TRACK && umdev_bit(client->bits[slot].watched, page))
-            umdev_bit_set(client->bits[slot].dirty, page);
-}
-
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous)
 {
     umdev_protector *protector = calloc(1, sizeof(*protector));
@@ -45,13 +39,19 @@ umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronou
         protector->asynchronous = asynchronous;
         protector->references = 1;
         protector->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        error = protector->stop < 0 ? errno : 0;
-        if (!error)
-            error = -umdev_protect_serve(protector);
+        protector->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        error = protector->stop < 0 || protector->timer < 0 ? errno : 0;
+        if (!error) {
+            pthread_mutex_lock(&protector->lock);
+            error = -umdev_protect_start(protector);
+            pthread_mutex_unlock(&protector->lock);
+        }
         if (!error)
             return protector;
         if (protector->stop >= 0)
             close(protector->stop);
+        if (protector->timer >= 0)
+            close(protector->timer);
         pthread_cond_destroy(&protector->quiet);
         pthread_mutex_destroy(&protector->lock);
         free(protector);
@@ -70,13 +70,13 @@ void umdev_protect_unref(umdev_protector *protector)
     if (!last)
         return;
     close(protector->stop);
+    close(protector->timer);
     pthread_cond_destroy(&protector->quiet);
     pthread_mutex_destroy(&protector->lock);
     free(protector);
 }
 
-/* With the lock held: the kernel unregisters everything and wakes every writer. */
-static void protector_let_go(umdev_protector *protector)
+void umdev_protect_let_go(umdev_protector *protector)
 {
     if (protector->userfault >= 0)
         close(protector->userfault);
@@ -90,22 +90,18 @@ void umdev_protector_free(umdev_protector *protector)
 {
     if (!protector)
         return;
+    uint64_t page;
+    bool inside = umdev_protect_inside(protector, &page);
     pthread_mutex_lock(&protector->lock);
-    bool served = protector->served;
-    bool inside = served && pthread_equal(pthread_self(), protector->thread);
     protector->lost = true;
     protector->free_later = inside;
-    pthread_mutex_unlock(&protector->lock);
-    if (served) {
+    if (inside) {
         eventfd_write(protector->stop, 1);
-        if (inside) {
-            pthread_detach(protector->thread);
-            return;
-        }
-        pthread_join(protector->thread, NULL);
+        pthread_mutex_unlock(&protector->lock);
+        return;
     }
-    pthread_mutex_lock(&protector->lock);
-    protector_let_go(protector);
+    umdev_protect_stop(protector);
+    umdev_protect_let_go(protector);
     umdev_protect_unref(protector);
 }
 
@@ -125,19 +121,6 @@ uint64_t umdev_protector_faults(umdev_protector *protector)
     return faults;
 }
 
-/* Ends the thread of an asynchronous protector, which runs no notifications. The lock is held, and dropped meanwhile. */
-static void pause_thread(umdev_protector *protector)
-{
-    eventfd_t written;
-    protector->pausing = true;
-    pthread_mutex_unlock(&protector->lock);
-    eventfd_write(protector->stop, 1);
-    pthread_join(protector->thread, NULL);
-    eventfd_read(protector->stop, &written);
-    pthread_mutex_lock(&protector->lock);
-    protector->pausing = protector->served = false;
-}
-
 int umdev_protector_upgrade(umdev_protector *protector, int userfault)
 {
     pthread_mutex_lock(&protector->lock);
@@ -147,8 +130,11 @@ int umdev_protector_upgrade(umdev_protector *protector, int userfault)
         pthread_mutex_unlock(&protector->lock);
         return result;
     }
-    /* A mapping has one userfaultfd at a time, and it has that until nobody polls it. */
-    pause_thread(protector);
+    /* A mapping has one userfaultfd at a time, and it has that until nobody polls it. No notification is waited for:
+     * an asynchronous protector has none. */
+    protector->pausing = true;
+    umdev_protect_stop(protector);
+    protector->pausing = false;
     close(protector->userfault);
     close(protector->pagemap);
     protector->userfault = userfault;
@@ -163,9 +149,9 @@ int umdev_protector_upgrade(umdev_protector *protector, int userfault)
                 memcpy(client->bits[slot].dirty, client->bits[slot].watched, (range->pages + 63) / 64 * 8);
     }
     if (!result)
-        result = umdev_protect_serve(protector);
+        result = umdev_protect_start(protector);
     if (result)
-        protector_let_go(protector);
+        umdev_protect_let_go(protector);
     pthread_mutex_unlock(&protector->lock);
     return result;
 }
@@ -191,8 +177,11 @@ int umdev_protector_register(umdev_protector *protector, uint64_t address, uint6
 static void client_forget(umdev_protect_client *client, int slot, uint64_t pages)
 {
     struct umdev_protect_bits *bits = &client->bits[slot];
-    for (uint64_t word = 0; bits->watched && word < (pages + 63) / 64; word++)
+    for (uint64_t word = 0; bits->watched && word < (pages + 63) / 64; word++) {
         client->watching -= (uint64_t)__builtin_popcountll(bits->watched[word]);
+        if (client->mode == UMDEV_PROTECT_TRAP)
+            client->due.pages -= (uint64_t)__builtin_popcountll(bits->dirty[word]);
+    }
     free(bits->watched);
     free(bits->dirty);
     *bits = (struct umdev_protect_bits){0};
@@ -206,8 +195,9 @@ int umdev_protector_unregister(umdev_protector *protector, uint64_t address)
         struct umdev_protect_range *range = &protector->ranges[slot];
         for (umdev_protect_client *client = protector->clients; client; client = client->next)
             client_forget(client, slot, range->pages);
-        /* It fails when the mapping is gone already; that is what was asked for. */
-        umdev_userfault_unregister(protector->userfault, range->address, range->pages * UMDEV_PAGE);
+        /* It fails when the mapping is gone already; that is what was asked for. Stores that wait go on in any case. */
+        if (umdev_userfault_unregister(protector->userfault, range->address, range->pages * UMDEV_PAGE))
+            umdev_userfault_wake(protector->userfault, range->address, range->pages * UMDEV_PAGE);
         *range = (struct umdev_protect_range){0};
     }
     pthread_mutex_unlock(&protector->lock);
@@ -239,24 +229,30 @@ umdev_protect_client *umdev_protect_client_new(umdev_protector *protector, int m
 /* With the lock held: pages that nobody else waits for become writable. */
 static void client_drop(umdev_protect_client *client, int slot, uint64_t page, struct umdev_protect_run *run)
 {
+    umdev_protector *protector = client->protector;
     struct umdev_protect_bits *bits = &client->bits[slot];
+    uint64_t address = protector->ranges[slot].address + page * UMDEV_PAGE;
+    bool due = client->mode == UMDEV_PROTECT_TRAP && umdev_bit(bits->dirty, page);
     umdev_bit_clear(bits->watched, page);
     umdev_bit_clear(bits->dirty, page);
     client->watching--;
-    /* Another client may be on its way to be told of this page, which is no wish of his any more: not yet released. */
-    uint64_t address = client->protector->ranges[slot].address + page * UMDEV_PAGE;
-    if (address != client->protector->changing && !umdev_protect_wanted(client->protector, slot, page))
+    if (due) {
+        client->due.pages--;
+        umdev_protect_settle(protector, address); /* a store waits for just this */
+    } else if (!umdev_protect_held(protector, slot, page) && !umdev_protect_wanted(protector, slot, page)) {
         umdev_protect_run_add(run, address);
+    }
 }
 
 /* With the lock held, which is dropped while a notification runs. */
 static void client_shut(umdev_protect_client *client)
 {
     umdev_protector *protector = client->protector;
-    bool inside = protector->served && pthread_equal(pthread_self(), protector->thread);
+    uint64_t told;
+    bool inside = umdev_protect_inside(protector, &told) == client;
     client->closed = true;
     /* A notification holds the device lock: whoever holds that lock has none to wait for. */
-    while (client->notifying && !inside)
+    while (client->due.telling && !inside)
         pthread_cond_wait(&protector->quiet, &protector->lock);
     struct umdev_protect_run run = {.userfault = protector->userfault};
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX; slot++) {
@@ -317,10 +313,10 @@ static int client_check(umdev_protect_client *client, const uint64_t *pages, uin
     umdev_protector *protector = client->protector;
     if (protector->lost || client->closed)
         return -ESRCH;
-    bool trap = client->mode == UMDEV_PROTECT_TRAP;
-    bool inside = trap && protector->serving && pthread_equal(pthread_self(), protector->thread);
-    uint64_t forbidden = inside ? protector->serving : 1; /* 1 is no page */
-    uint64_t start = 0, length = 0;                       /* of the range that the page before was in */
+    uint64_t told, forbidden = 1;   /* 1 is no page */
+    uint64_t start = 0, length = 0; /* of the range that the page before was in */
+    if (client->mode == UMDEV_PROTECT_TRAP && umdev_protect_inside(protector, &told))
+        forbidden = told;
     int result = 0;
     for (uint32_t i = 0; i < count && !result; i++) {
         uint64_t address = pages[i];
@@ -342,32 +338,47 @@ static int client_check(umdev_protect_client *client, const uint64_t *pages, uin
     return result;
 }
 
+/* The range that the page before was in: the next one is in the same, mostly. */
+struct place {
+    uint64_t start, length;
+    uint64_t *watched;
+};
+
+/* `address` is in a range. */
+static inline uint64_t *client_watched(umdev_protect_client *client, struct place *place, uint64_t address)
+{
+    if (address - place->start >= place->length) {
+        int slot = umdev_protect_find(client->protector, address);
+        place->start = client->protector->ranges[slot].address;
+        place->length = client->protector->ranges[slot].pages * UMDEV_PAGE;
+        place->watched = client->bits[slot].watched;
+    }
+    return place->watched;
+}
+
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed)
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
     int result = client_check(client, pages, count, failed);
+    struct place place = {0};
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
-    uint64_t start = 0, length = 0, added = 0;
-    uint64_t *watched = NULL;
     for (uint32_t i = 0; i < count && !result; i++) {
-        uint64_t address = pages[i];
-        if (address - start >= length) {
-            int slot = umdev_protect_find(protector, address);
-            start = protector->ranges[slot].address;
-            length = protector->ranges[slot].pages * UMDEV_PAGE;
-            watched = client->bits[slot].watched;
-        }
-        uint64_t page = (address - start) / UMDEV_PAGE;
+        const uint64_t *watched = client_watched(client, &place, pages[i]);
+        if (!umdev_bit(watched, (pages[i] - place.start) / UMDEV_PAGE))
+            result = umdev_protect_run_add(&run, pages[i]);
+    }
+    if (!result)
+        result = umdev_protect_run_flush(&run);
+    /* Only now: what could not be armed is not called armed, and what the kernel protects in vain it gives up again. */
+    for (uint32_t i = 0; i < count && !result; i++) {
+        uint64_t *watched = client_watched(client, &place, pages[i]);
+        uint64_t page = (pages[i] - place.start) / UMDEV_PAGE;
         if (umdev_bit(watched, page))
             continue; /* armed, or tracked and waiting to be collected */
         umdev_bit_set(watched, page);
-        added++;
-        result = umdev_protect_run_add(&run, address);
+        client->watching++;
     }
-    client->watching += added;
-    if (!result)
-        result = umdev_protect_run_flush(&run);
     pthread_mutex_unlock(&protector->lock);
     return result;
 }

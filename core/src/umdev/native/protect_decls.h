@@ -9,7 +9,8 @@ int umdev_userfault_open(int device, int user_only);
  * when the kernel lacks a feature that this needs, or another negative errno. */
 int umdev_userfault_enable(int userfault, int asynchronous);
 
-/* Called by the handler thread before the store lands, with the client's device lock held, without the GIL. */
+/* Called before the store lands, with the client's device lock held, without the GIL; for each client one at a time,
+ * in a thread of the protector. Stores to pages that the client has not armed don't wait for it, or a millisecond. */
 typedef void (*umdev_page_notify)(void *context, uint64_t address);
 
 enum umdev_protect_mode {
@@ -25,7 +26,7 @@ typedef struct umdev_protector umdev_protector;           /* one per guest: owns
 typedef struct umdev_protect_client umdev_protect_client; /* one per device (or part of it) that asks */
 
 /* Takes both descriptors, also when it fails: an enabled userfaultfd and, for an asynchronous one, the pagemap of the
- * process that owns it (else -1). A thread serves it from now on. NULL with errno. */
+ * process that owns it (else -1). Threads serve it from now on. NULL with errno. */
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous);
 /* Every blocked writer goes on. From a notification: when that has returned. Clients are only good for closing and freeing then. */
 void umdev_protector_free(umdev_protector *protector);
@@ -48,11 +49,12 @@ void umdev_protect_client_close(umdev_protect_client *client);
 /* Closes it if need be; nobody may use it any more. */
 void umdev_protect_client_free(umdev_protect_client *client);
 /* Page addresses, in any order; ascending ones are handled in runs. 0, -EFAULT (*failed is in no range), -EBUSY
- * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone). */
+ * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone), or what the
+ * kernel says; after an error none is new. */
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed);
 /* Pages that were never armed, or are in no range, are passed over. */
 int umdev_protect_client_disarm(umdev_protect_client *client, const uint64_t *pages, uint32_t count);
 /* TRACK: pages stored to since they were last reported, ascending, armed again. The number, or a negative errno. No
- * more than `capacity`; others stay for the next call. */
+ * more than `capacity`; others stay for the next call. -EPERM: the client traps. */
 int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pages, uint64_t capacity);
 uint64_t umdev_protect_client_pages(umdev_protect_client *client); /* armed now (TRAP), watched (TRACK) */

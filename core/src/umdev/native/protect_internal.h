@@ -23,7 +23,19 @@ struct umdev_protect_range {
 /* One client's pages of one range, a bit each; NULL until it arms one there. */
 struct umdev_protect_bits {
     uint64_t *watched;
-    uint64_t *dirty; /* TRACK: stored to, not yet reported */
+    uint64_t *dirty; /* stored to (TRACK) or about to be (TRAP), and the client has not heard of it yet */
+};
+
+/* TRAP: what a client has to be told, one page at a time, in the order in which the stores were stopped. */
+struct umdev_protect_due {
+    uint64_t pages;   /* bits set in `dirty`; stores to these pages wait */
+    uint64_t telling; /* the page whose notification runs, 0: none */
+    uint64_t told;    /* when that was: the protector's turn */
+    uint64_t queue[UMDEV_PROTECT_MESSAGES_MAX]; /* a ring; pages that are no longer dirty are passed over */
+    uint32_t first, queued;
+    bool overflown; /* pages are due that the queue had no room for: they are searched for when it is empty */
+    int slot;       /* where the next search begins */
+    uint64_t page;
 };
 
 struct umdev_protect_client {
@@ -34,28 +46,43 @@ struct umdev_protect_client {
     void *context;
     int mode;
     bool closed;
-    bool notifying;
-    uint32_t references; /* the owner's, and one while notifying */
-    uint64_t watching; /* bits set in `watched` */
+    uint32_t references; /* the owner's, and one while it is told */
+    uint64_t watching;   /* bits set in `watched` */
+    struct umdev_protect_due due;
     struct umdev_protect_bits bits[UMDEV_PROTECT_RANGES_MAX];
+};
+
+/* One of the threads of a protector; see protect_threads.c. */
+struct umdev_protect_thread {
+    umdev_protector *protector;
+    pthread_t id;
+    struct umdev_protect_thread *next; /* in `ended` */
 };
 
 /* `lock` guards everything below it and orders the requests to the kernel. It is never held while a device lock is
  * waited for or a notification runs. */
 struct umdev_protector {
     pthread_mutex_t lock;
-    pthread_cond_t quiet; /* a notification has ended */
+    pthread_cond_t quiet; /* a notification or a thread has ended */
     int userfault;
     int pagemap;
     bool asynchronous;
-    bool lost;       /* the guest's address space is gone */
-    bool served;     /* `thread` runs */
-    bool pausing;    /* `thread` ends for another one, not for good */
-    bool free_later; /* by the thread itself */
-    int stop;        /* eventfd */
-    pthread_t thread;
-    uint64_t serving; /* the page of the notification that runs, 0: none */
-    uint64_t changing; /* the page whose clients are being told one by one; whoever drops it leaves its release to that */
+    bool lost;       /* the guest's address space is gone: the threads end */
+    bool pausing;    /* they end for others, not for good */
+    bool free_later; /* by the last of them */
+    int stop;        /* eventfd: they shall look at the three above */
+    int timer;       /* for the thread that stands by */
+    bool timed;      /* it runs */
+    bool served;     /* a thread reads `userfault` */
+    bool standby;    /* another one waits to do it in its place */
+    bool telling;    /* the one that serves is in a notification */
+    uint64_t turn;        /* counts all notifications */
+    uint64_t server_turn; /* counts those of the thread that serves */
+    uint64_t timed_turn;  /* of these, the one that ran when the timer was set */
+    uint64_t term;        /* counts the threads that have served */
+    uint32_t threads;
+    uint32_t starting; /* of them: not there yet */
+    struct umdev_protect_thread *ended; /* to be joined */
     uint64_t faults;
     uint32_t references; /* the owner and each client */
     umdev_protect_client *clients;
@@ -68,7 +95,25 @@ UMDEV_PROTECT_HIDDEN int umdev_protect_find(const umdev_protector *protector, ui
 UMDEV_PROTECT_HIDDEN void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page);
 /* Whether some client still waits for a store to the page. */
 UMDEV_PROTECT_HIDDEN bool umdev_protect_wanted(const umdev_protector *protector, int slot, uint64_t page);
-UMDEV_PROTECT_HIDDEN int umdev_protect_serve(umdev_protector *protector); /* starts the thread */
+/* Whether somebody has to be told, or is being told, of a store to the page that waits. */
+UMDEV_PROTECT_HIDDEN bool umdev_protect_held(const umdev_protector *protector, int slot, uint64_t page);
+/* Unless the page is held, stores to it go on: they land, or fault again where they are wanted. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_settle(umdev_protector *protector, uint64_t address);
+/* What the kernel has to say, noted for whom it concerns; 0 or a negative errno. */
+UMDEV_PROTECT_HIDDEN int umdev_protect_take(umdev_protector *protector);
+/* A client that has something to be told, and isn't being told: the one whose turn was longest ago. NULL: none. */
+UMDEV_PROTECT_HIDDEN umdev_protect_client *umdev_protect_next(umdev_protector *protector);
+/* Tells a client of the next page that is due. Drops the lock meanwhile; the caller has a reference to the client. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_tell(umdev_protector *protector, umdev_protect_client *client);
+/* The kernel unregisters everything and wakes every writer. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_let_go(umdev_protector *protector);
+/* Starts a thread; 0 or a negative errno. */
+UMDEV_PROTECT_HIDDEN int umdev_protect_start(umdev_protector *protector);
+/* Waits until all threads have ended, without the lock. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_stop(umdev_protector *protector);
+/* The notification that the calling thread is in, if it is one of this protector: its client and page. No lock. */
+UMDEV_PROTECT_HIDDEN const umdev_protect_client *umdev_protect_inside(const umdev_protector *protector,
+                                                                      uint64_t *address);
 UMDEV_PROTECT_HIDDEN void umdev_protect_client_unref(umdev_protect_client *client);
 UMDEV_PROTECT_HIDDEN void umdev_protect_unref(umdev_protector *protector); /* unlocks; may free */
 

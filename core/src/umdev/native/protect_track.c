@@ -106,7 +106,7 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
-    int result = protector->lost || client->closed ? -ESRCH : 0;
+    int result = protector->lost || client->closed ? -ESRCH : client->mode == UMDEV_PROTECT_TRACK ? 0 : -EPERM;
     if (!result && protector->asynchronous)
         result = scan_client(client);
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
@@ -126,6 +126,11 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
     }
     if (!result)
         result = umdev_protect_run_flush(&run);
+    /* Nobody hears of them this time, so they are for the next. */
+    for (uint64_t i = 0; i < count && result; i++) {
+        int slot = umdev_protect_find(protector, pages[i]);
+        umdev_bit_set(client->bits[slot].dirty, (pages[i] - protector->ranges[slot].address) / UMDEV_PAGE);
+    }
     pthread_mutex_unlock(&protector->lock);
     return result ? result : (int64_t)count;
 }

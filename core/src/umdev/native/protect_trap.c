@@ -1,14 +1,160 @@
-/* protect: the thread that stands between a store and its landing. */
+/* protect: what stands between a store and its landing. */
 #define _GNU_SOURCE
 #include "protect_internal.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+
+static _Thread_local const umdev_protect_client *inside; /* whose notification runs in this thread */
+static _Thread_local uint64_t inside_page;
+
+const umdev_protect_client *umdev_protect_inside(const umdev_protector *protector, uint64_t *address)
+{
+    *address = inside_page;
+    return inside && inside->protector == protector ? inside : NULL;
+}
+
+bool umdev_protect_held(const umdev_protector *protector, int slot, uint64_t page)
+{
+    uint64_t address = protector->ranges[slot].address + page * UMDEV_PAGE;
+    for (const umdev_protect_client *client = protector->clients; client; client = client->next)
+        if (client->mode == UMDEV_PROTECT_TRAP
+            && (client->due.telling == address || umdev_bit(client->bits[slot].dirty, page)))
+            return true;
+    return false;
+}
+
+void umdev_protect_settle(umdev_protector *protector, uint64_t address)
+{
+    int slot = umdev_protect_find(protector, address);
+    uint64_t page = slot < 0 ? 0 : (address - protector->ranges[slot].address) / UMDEV_PAGE;
+    if (slot >= 0 && umdev_protect_held(protector, slot, page))
+        return;
+    /* Armed again meanwhile: the store has to fault once more. */
+    if (slot >= 0 && umdev_protect_wanted(protector, slot, page))
+        umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
+    else if (umdev_userfault_protect(protector->userfault, address, UMDEV_PAGE, 0))
+        umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
+}
+
+static void due_add(umdev_protect_client *client, uint64_t address)
+{
+    struct umdev_protect_due *due = &client->due;
+    due->pages++;
+    due->overflown |= due->queued == UMDEV_PROTECT_MESSAGES_MAX;
+    if (!due->overflown)
+        due->queue[(due->first + due->queued++) % UMDEV_PROTECT_MESSAGES_MAX] = address;
+}
+
+/* The queue is empty: fill it with what is due, starting behind what it was filled with before. */
+static void due_search(umdev_protector *protector, umdev_protect_client *client)
+{
+    struct umdev_protect_due *due = &client->due;
+    due->first = 0;
+    for (int turns = 0; turns <= UMDEV_PROTECT_RANGES_MAX; turns++) {
+        const uint64_t *dirty = client->bits[due->slot].dirty;
+        uint64_t pages = dirty ? protector->ranges[due->slot].pages : 0;
+        for (; due->page < pages; due->page++) {
+            if (!dirty[due->page / 64]) {
+                due->page |= 63; /* none in this word */
+                continue;
+            }
+            if (due->queued == UMDEV_PROTECT_MESSAGES_MAX || due->queued == due->pages)
+                break;
+            if (umdev_bit(dirty, due->page))
+                due->queue[due->queued++] = protector->ranges[due->slot].address + due->page * UMDEV_PAGE;
+        }
+        if (due->page < pages)
+            break;
+        due->slot = (due->slot + 1) % UMDEV_PROTECT_RANGES_MAX;
+        due->page = 0;
+    }
+    due->overflown = due->queued < due->pages;
+}
+
+/* The next page that is due, due no more and no longer armed; 0: none. */
+static uint64_t due_take(umdev_protector *protector, umdev_protect_client *client)
+{
+    struct umdev_protect_due *due = &client->due;
+    while (due->pages) {
+        if (!due->queued)
+            due_search(protector, client);
+        uint64_t address = due->queue[due->first];
+        due->first = (due->first + 1) % UMDEV_PROTECT_MESSAGES_MAX;
+        due->queued--;
+        int slot = umdev_protect_find(protector, address);
+        uint64_t page = slot < 0 ? 0 : (address - protector->ranges[slot].address) / UMDEV_PAGE;
+        if (slot < 0 || !umdev_bit(client->bits[slot].dirty, page))
+            continue; /* disarmed in between */
+        umdev_bit_clear(client->bits[slot].watched, page);
+        umdev_bit_clear(client->bits[slot].dirty, page);
+        client->watching--;
+        due->pages--;
+        return address;
+    }
+    return 0;
+}
+
+/* `page` of `slot` was stored to, is about to be, or was removed. */
+static void page_changes(umdev_protector *protector, int slot, uint64_t page)
+{
+    for (umdev_protect_client *client = protector->clients; client; client = client->next) {
+        struct umdev_protect_bits *bits = &client->bits[slot];
+        if (client->closed || !umdev_bit(bits->watched, page) || umdev_bit(bits->dirty, page))
+            continue;
+        umdev_bit_set(bits->dirty, page);
+        if (client->mode == UMDEV_PROTECT_TRAP)
+            due_add(client, protector->ranges[slot].address + page * UMDEV_PAGE);
+    }
+}
+
+static void take_fault(umdev_protector *protector, uint64_t address)
+{
+    protector->faults++;
+    int slot = umdev_protect_find(protector, address);
+    if (slot >= 0)
+        page_changes(protector, slot, (address - protector->ranges[slot].address) / UMDEV_PAGE);
+    umdev_protect_settle(protector, address);
+}
+
+static void take_remove(umdev_protector *protector, uint64_t start, uint64_t end)
+{
+    for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX; slot++) {
+        const struct umdev_protect_range *range = &protector->ranges[slot];
+        uint64_t first = start > range->address ? (start - range->address) / UMDEV_PAGE : 0;
+        for (uint64_t page = first; page < range->pages && range->address + page * UMDEV_PAGE < end; page++)
+            page_changes(protector, slot, page);
+    }
+}
+
+/* Who removes pages goes on when the message has been read, so they are noted before anybody can collect. */
+int umdev_protect_take(umdev_protector *protector)
+{
+    struct uffd_msg messages[UMDEV_PROTECT_MESSAGES_MAX];
+    ssize_t bytes = read(protector->userfault, messages, sizeof(messages));
+    if (bytes < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    for (size_t i = 0; i < (size_t)bytes / sizeof(*messages); i++) {
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+            take_fault(protector, messages[i].arg.pagefault.address & ~(uint64_t)(UMDEV_PAGE - 1));
+        else if (messages[i].event == UFFD_EVENT_REMOVE)
+            take_remove(protector, messages[i].arg.remove.start, messages[i].arg.remove.end);
+    }
+    return 0;
+}
+
+umdev_protect_client *umdev_protect_next(umdev_protector *protector)
+{
+    umdev_protect_client *next = NULL;
+    for (umdev_protect_client *client = protector->clients; client; client = client->next) {
+        bool able = client->due.pages && !client->due.telling && !client->closed;
+        if (able && (!next || client->due.told < next->due.told))
+            next = client;
+    }
+    return next;
+}
 
 /* With the protector's lock held; false when the client was closed, or the protector is being freed, while we waited.
  * Polled rather than waited for, so that a device whose clients are closed is never touched again. */
@@ -16,7 +162,7 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
 {
     for (unsigned tries = 0; client->device && !umdev_device_trylock(client->device); tries++) {
         pthread_mutex_unlock(&protector->lock);
-        struct timespec pause = {.tv_nsec = 20000};
+        struct timespec pause = {.tv_nsec = tries < 64 ? 20000 : 500000};
         if (tries < 16)
             sched_yield();
         else
@@ -28,161 +174,24 @@ static bool client_enter(umdev_protector *protector, umdev_protect_client *clien
     return true;
 }
 
-/* With the lock held, which is dropped in between. `client` may be gone afterwards. */
-static void client_tell(umdev_protector *protector, umdev_protect_client *client, uint64_t address)
+void umdev_protect_tell(umdev_protector *protector, umdev_protect_client *client)
 {
-    client->notifying = true;
-    client->references++;
-    if (client_enter(protector, client)) {
-        protector->serving = address;
+    uint64_t address = due_take(protector, client);
+    client->due.telling = address;
+    client->due.told = ++protector->turn;
+    if (address && client_enter(protector, client)) {
         umdev_device *device = client->device;
         pthread_mutex_unlock(&protector->lock);
+        inside = client;
+        inside_page = address;
         client->notify(client->context, address);
+        inside = NULL;
         if (device)
             umdev_device_unlock(device);
         pthread_mutex_lock(&protector->lock);
-        protector->serving = 0;
     }
-    client->notifying = false;
-    umdev_protect_client_unref(client);
+    client->due.telling = 0;
+    if (address)
+        umdev_protect_settle(protector, address);
     pthread_cond_broadcast(&protector->quiet);
-}
-
-/* The next client that traps stores to the page; its wish is fulfilled by that. */
-static umdev_protect_client *take_client(umdev_protector *protector, int slot, uint64_t page)
-{
-    for (umdev_protect_client *client = protector->clients; client; client = client->next) {
-        struct umdev_protect_bits *bits = &client->bits[slot];
-        if (client->closed || client->mode == UMDEV_PROTECT_TRACK || !umdev_bit(bits->watched, page))
-            continue;
-        umdev_bit_clear(bits->watched, page);
-        client->watching--;
-        return client;
-    }
-    return NULL;
-}
-
-/* With the lock held. A client that arms the page again while another one is told is not told twice: the store faults
- * again instead, since the page stays protected. */
-static void page_changes(umdev_protector *protector, int slot, uint64_t page)
-{
-    umdev_protect_client *told[16];
-    uint64_t address = protector->ranges[slot].address + page * UMDEV_PAGE;
-    protector->changing = address;
-    for (unsigned turns = 0; turns < sizeof(told) / sizeof(told[0]); turns++) {
-        umdev_protect_client *client = take_client(protector, slot, page);
-        if (!client)
-            break;
-        for (unsigned i = 0; i < turns; i++)
-            if (told[i] == client) {
-                umdev_bit_set(client->bits[slot].watched, page);
-                client->watching++;
-                protector->changing = 0;
-                return;
-            }
-        told[turns] = client;
-        client_tell(protector, client, address);
-    }
-    protector->changing = 0;
-}
-
-static void serve_fault(umdev_protector *protector, uint64_t address)
-{
-    pthread_mutex_lock(&protector->lock);
-    protector->faults++;
-    int slot = umdev_protect_find(protector, address);
-    if (slot >= 0) {
-        uint64_t page = (address - protector->ranges[slot].address) / UMDEV_PAGE;
-        umdev_protect_mark(protector, slot, page);
-        page_changes(protector, slot, page);
-        slot = umdev_protect_find(protector, address); /* it may have gone in between */
-    }
-    /* Armed again meanwhile: the store has to fault once more. */
-    if (slot >= 0 && umdev_protect_wanted(protector, slot, (address - protector->ranges[slot].address) / UMDEV_PAGE))
-        umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
-    else if (umdev_userfault_protect(protector->userfault, address, UMDEV_PAGE, 0))
-        umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
-    pthread_mutex_unlock(&protector->lock);
-}
-
-/* Those who trap the pages; those who track them know it since the message was read. */
-static void serve_remove(umdev_protector *protector, uint64_t start, uint64_t end)
-{
-    pthread_mutex_lock(&protector->lock);
-    for (uint64_t address = start; address < end; address += UMDEV_PAGE) {
-        int slot = umdev_protect_find(protector, address);
-        if (slot >= 0)
-            page_changes(protector, slot, (address - protector->ranges[slot].address) / UMDEV_PAGE);
-    }
-    pthread_mutex_unlock(&protector->lock);
-}
-
-/* What the kernel has to say, or a negative errno. Who removes pages goes on when the message has been read, so they are
- * marked before anybody can collect. */
-static ssize_t take_messages(umdev_protector *protector, struct uffd_msg *messages)
-{
-    pthread_mutex_lock(&protector->lock);
-    ssize_t bytes = read(protector->userfault, messages, UMDEV_PROTECT_MESSAGES_MAX * sizeof(*messages));
-    ssize_t count = bytes < 0 ? -errno : bytes / (ssize_t)sizeof(*messages);
-    for (ssize_t i = 0; i < count; i++) {
-        if (messages[i].event != UFFD_EVENT_REMOVE)
-            continue;
-        for (uint64_t at = messages[i].arg.remove.start; at < messages[i].arg.remove.end; at += UMDEV_PAGE) {
-            int slot = umdev_protect_find(protector, at);
-            if (slot >= 0)
-                umdev_protect_mark(protector, slot, (at - protector->ranges[slot].address) / UMDEV_PAGE);
-        }
-    }
-    pthread_mutex_unlock(&protector->lock);
-    return count;
-}
-
-static void serve_messages(umdev_protector *protector, const struct uffd_msg *messages, ssize_t count)
-{
-    for (ssize_t i = 0; i < count; i++) {
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            serve_fault(protector, messages[i].arg.pagefault.address & ~(uint64_t)(UMDEV_PAGE - 1));
-        else if (messages[i].event == UFFD_EVENT_REMOVE)
-            serve_remove(protector, messages[i].arg.remove.start, messages[i].arg.remove.end);
-    }
-}
-
-static void *serve(void *argument)
-{
-    umdev_protector *protector = argument;
-    struct uffd_msg messages[UMDEV_PROTECT_MESSAGES_MAX];
-    struct pollfd ready[2] = {{.fd = protector->userfault, .events = POLLIN}, {.fd = protector->stop, .events = POLLIN}};
-    for (;;) {
-        if (poll(ready, 2, -1) < 0 && errno != EINTR)
-            break;
-        if (ready[1].revents)
-            break;
-        ssize_t count = take_messages(protector, messages);
-        if (count >= 0)
-            serve_messages(protector, messages, count);
-        else if ((count != -EAGAIN && count != -EINTR) || ready[0].revents & (POLLERR | POLLHUP))
-            break; /* the guest's process has ended */
-    }
-    pthread_mutex_lock(&protector->lock);
-    protector->lost |= !protector->pausing;
-    if (!protector->free_later) {
-        pthread_mutex_unlock(&protector->lock);
-        return NULL;
-    }
-    close(protector->userfault);
-    protector->userfault = -1;
-    umdev_protect_unref(protector);
-    return NULL;
-}
-
-int umdev_protect_serve(umdev_protector *protector)
-{
-    /* Signals are for the threads of the program. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&protector->thread, NULL, serve, protector);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    protector->served = error == 0;
-    return -error;
 }

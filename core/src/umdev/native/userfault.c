@@ -26,7 +26,7 @@ int umdev_userfault_enable(int userfault, int asynchronous)
     features |= UFFD_FEATURE_EVENT_REMOVE; /* a discarded page is a changed one, and keeps its write-protection */
     if (asynchronous)
         features |= UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED;
-    /* One that came over a socket may block; the handler thread polls. */
+    /* One that came over a socket may block; the protector's thread polls. */
     int status = fcntl(userfault, F_GETFL);
     if (status < 0 || fcntl(userfault, F_SETFL, status | O_NONBLOCK))
         return -errno;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import threading
@@ -16,7 +17,7 @@ from .interrupts import FunctionInterrupts, Routes
 from .vm import check, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from umdev.bus import Attachment
     from umdev.device import Device
@@ -30,7 +31,7 @@ log = logging.getLogger("umdev.kvm")
 SLOTS = range(1, 32)
 """Slot 0 is the bridge itself."""
 WARNINGS = 20
-"""Bad placements that a machine's log tells of; the guest can make any number."""
+"""Bad placements, and refusals, that a machine's log tells of; the guest can make any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ class Bridge:
         self.bad_placements = 0
         """How often a BAR was put where it can't be: over memory, another BAR, an interrupt controller."""
         self.refusals = 0
-        """How often the kernel refused a memory slot, doorbell or zone for a BAR, whose accesses are exits then."""
+        """How often the kernel refused a memory slot, doorbell or zone for a BAR, whose accesses are exits then; or a
+        route for a message, which is lost then."""
 
     @property
     def functions(self) -> list[Plugged]:
@@ -151,21 +153,29 @@ class Bridge:
         *,
         interrupts: bool,
     ) -> Plugged:
-        """Put an attached function into a free slot. `interrupts` False: the host hears them, not the guest."""
-        with self._lock:
+        """Put an attached function into a free slot. `interrupts` False: the host hears them, not the guest.
+
+        Raises: HypervisorError, OSError; the slot is free then.
+        """
+        with self._lock, contextlib.ExitStack() as failed:
             assert self._vm is not None, "a machine is built before anything is plugged"
-            memory = {
-                index: mmap.mmap(info.descriptor, max(area.offset + area.length for area in info.areas))
-                for index, info in attachment.regions.items()
-                if info.areas and info.descriptor is not None
-            }
+            memory: dict[int, mmap.mmap] = {}
+            for index, info in attachment.regions.items():
+                if info.areas and info.descriptor is not None:
+                    length = max(area.offset + area.length for area in info.areas)
+                    memory[index] = mmap.mmap(info.descriptor, length)
+                    failed.callback(memory[index].close)
             wired = FunctionInterrupts(attachment, slot, self._routes) if interrupts else None
             plugged = Plugged(slot, attachment, wired, posted, memory)
             if wired is not None:
+                failed.callback(wired.close)
                 wired.rebuild(self._vm)
             self._plugged[slot] = plugged
+            failed.callback(self._plugged.pop, slot)
             self._vm.set_function(slot, attachment.native.address)
+            failed.callback(self._vm.set_function, slot, 0)
             self.synchronise(slot)
+            failed.pop_all()
             return plugged
 
     def unplug(self, slot: int) -> Plugged:
@@ -191,10 +201,11 @@ class Bridge:
             self._settle()
             for plugged in self.functions if self._vm is not None else ():
                 if plugged.interrupts is not None and slot in (None, plugged.slot):
-                    plugged.interrupts.synchronise()
+                    with self._lost_messages(plugged):
+                        plugged.interrupts.synchronise()
 
     def write_vector(self, slot: int, region: int, offset: int, data: bytes) -> None:
-        """A write to an MSI-X table: the route first, then the write itself. Raises: HypervisorError."""
+        """A write to an MSI-X table: the route first, then the write itself."""
         with self._vectors:  # else another processor's route would be made of words that are about to change
             with self._lock:
                 plugged = self._plugged.get(slot)
@@ -203,7 +214,8 @@ class Bridge:
                 if plugged.interrupts is not None:
                     table = _table_place(plugged.attachment.device)
                     if table is not None:
-                        plugged.interrupts.write_table(region, table[1], offset, data)
+                        with self._lost_messages(plugged):
+                            plugged.interrupts.write_table(region, table[1], offset, data)
             plugged.attachment.native.write(region, offset, data, posted=True)
 
     def add_memory(self, start: int, end: int) -> None:
@@ -225,6 +237,18 @@ class Bridge:
             self._routes.close()
 
     # Inside.
+
+    @contextlib.contextmanager
+    def _lost_messages(self, plugged: Plugged) -> Iterator[None]:
+        """The guest may ask for more routes than the kernel has, and must not end the machine by that."""
+        try:
+            yield
+        except (HypervisorError, OSError) as error:
+            self._refuse("slot %d: a message goes nowhere: %s", plugged.slot, error)
+
+    def _refuse(self, text: str, *arguments: object) -> None:
+        self.refusals += 1
+        log.log(logging.WARNING if self.refusals <= WARNINGS else logging.DEBUG, text, *arguments)
 
     def _settle(self) -> None:
         """Bring what is placed in line with what decodes: first what goes, then the table, then what comes."""
@@ -288,8 +312,7 @@ class Bridge:
             try:
                 add(placement, undo)
             except (Conflict, HypervisorError) as error:
-                self.refusals += 1
-                log.warning("slot %d: BAR %d at %#x is trapped: %s", *_name(placement), error)
+                self._refuse("slot %d: BAR %d at %#x is trapped: %s", *_name(placement), error)
 
     def _add_windows(self, placement: Placement, undo: list[Any]) -> None:
         plugged = self._plugged[placement.slot]

@@ -49,8 +49,7 @@ class Emulator:
         self._machine = machine
         self._lock = threading.Lock()
         self._counts: dict[int, int] = {}  # by page address
-        self._parts: list[RamPart] = []
-        self._files: list[tuple[int, int]] = []  # of each part
+        self._parts: list[tuple[RamPart, tuple[int, int]]] = []  # with its file
         pointer = lib.umdev_kvm_emulator_new(ffi.cast("umdev_api *", api_address()))
         if pointer == ffi.NULL:
             raise MemoryError
@@ -74,7 +73,7 @@ class Emulator:
 
     def find(self, file: tuple[int, int] | None, offset: int) -> GuestPhys | None:
         """The guest address of the page at `offset` of a file (device, inode) that is the machine's memory."""
-        for part, known in zip(self._parts, self._files, strict=True):
+        for part, known in self._parts:
             if known == file and part.offset <= offset < part.offset + part.length:
                 return GuestPhys(part.guest + offset - part.offset)
         return None
@@ -87,8 +86,7 @@ class Emulator:
                 if code:
                     raise ProtectError("a machine has too many pieces of memory to emulate stores to all of them")
                 status = os.fstat(part.file.descriptor)
-                self._files.append((status.st_dev, status.st_ino))
-                self._parts.append(part)
+                self._parts.append((part, (status.st_dev, status.st_ino)))
 
     def add(self, pages: Collection[int]) -> None:
         """Count pages (guest addresses), and make those that are new read-only.
@@ -131,7 +129,7 @@ class Emulator:
         """One batch: the slots that change, merged where nothing separates them any more."""
         old: list[Slot] = []
         new: list[tuple[int, int, int, int]] = []
-        for part in self._parts:
+        for part, _ in self._parts:
             inside = sorted(page for page in changed if part.guest <= page < part.end)
             for start, end in self._touched(part, inside):
                 known = self._machine.slots.between(start, end)

@@ -73,9 +73,16 @@ class Routes:
         if gsi >= self._limit:
             raise HypervisorError(f"KVM_SET_GSI_ROUTING: this kernel has {self._limit} interrupts; none is left")
         self._next = max(self._next, gsi + 1)
-        route = self._routes[gsi] = Route(gsi, _eventfd(), address, data)
-        self._publish()
-        self._vm.set_irqfd(gsi, route.descriptor)
+        try:
+            route = self._routes[gsi] = Route(gsi, _eventfd(), address, data)
+            self._publish()
+            self._vm.set_irqfd(gsi, route.descriptor)
+        except BaseException:
+            failed = self._routes.pop(gsi, None)
+            if failed is not None:
+                os.close(failed.descriptor)
+            self._free.append(gsi)
+            raise
         return route
 
     def change(self, route: Route, address: int, data: int) -> None:
@@ -128,7 +135,12 @@ class FunctionInterrupts:
         self._vm = vm
         self._drop_pin()
         if self._gsi is not None:
-            self._pin = (_eventfd(), _eventfd())
+            signal = _eventfd()
+            try:
+                self._pin = (signal, _eventfd())
+            except BaseException:
+                os.close(signal)
+                raise
             vm.set_irqfd(self._gsi, *self._pin)
             self._port.connect(IrqIndex.INTX, 0, self._pin[0])
             self._port.connect_unmask(IrqIndex.INTX, 0, self._pin[1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from umdev.errors import InvalidArgument
 
-from . import acpi, layout, payload
+from . import acpi, layout, mptable, payload
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -56,8 +56,9 @@ class _Image:
 def boot_linux(machine: Machine, kernel: bytes, initrd: bytes = b"", command_line: str = DEFAULT_COMMAND_LINE) -> None:
     """Put a kernel, its initramfs and its command line into the machine's memory; `run` boots it, and `reset` anew.
 
-    The serial port is ttyS0. Functions are found by ACPI on bus 0; a reboot ends the run with RESET, a power-off with
-    POWER_OFF.
+    The serial port is ttyS0. Functions lie on bus 0; their interrupts are described by ACPI, and by MultiProcessor
+    tables for a kernel that knows these (CONFIG_X86_MPPARSE) and is told `acpi=off`. A reboot ends the run with RESET,
+    a power-off, which needs ACPI, with POWER_OFF.
 
     Raises: InvalidArgument for what is no bzImage, too long a command line or too little memory; StateError.
     """
@@ -74,6 +75,7 @@ def boot_linux(machine: Machine, kernel: bytes, initrd: bytes = b"", command_lin
     def place() -> None:
         ram = machine.ram
         ram.write(acpi.BASE, acpi.tables(machine.vcpus))
+        ram.write(mptable.BASE, mptable.tables(machine.vcpus))
         ram.write(KERNEL, image.kernel)
         ram.write(initrd_at, initrd)
         ram.write(COMMAND_LINE, line)

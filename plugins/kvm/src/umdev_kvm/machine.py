@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -12,7 +13,7 @@ from umdev.bus import Attachment, AttachmentState, ResetKind
 from umdev.errors import InvalidArgument, NotSupported, StateError
 
 from . import payload as payloads
-from ._fast import lib
+from ._fast import ffi, lib
 from .bridge import Bridge
 from .firmware import Firmware
 from .processors import Processors
@@ -22,7 +23,7 @@ from .slots import MemorySlots
 from .vm import CAP_PRE_FAULT_MEMORY, Vm, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -223,17 +224,25 @@ class Machine:
         self._processors.stop()
 
     def pause(self) -> None:
-        """Hold every processor and the devices' clocks; calls nest. When it returns none is in the guest."""
-        with self._guard:
+        """Hold every processor and the devices' clocks; calls nest.
+
+        When it returns no processor is in the guest, and the devices have had every store and ring of before. In a
+        device's own handler the rings are what may still come.
+
+        Raises: StateError from a device's handler while another thread pauses, resumes or begins a run.
+        """
+        with self._changing("pause") as inside:
             self._pauses += 1
             if self._pauses == 1:
                 lib.umdev_kvm_stop(self.vm.pointer)
                 lib.umdev_kvm_drain(self.vm.pointer)
+                if not inside:
+                    lib.umdev_kvm_ring(self.vm.pointer, ffi.NULL)
                 self._hold_time()
 
     def resume(self) -> None:
-        """Undo one `pause`. Raises: StateError without one."""
-        with self._guard:
+        """Undo one `pause`. Raises: StateError without one, and as `pause`."""
+        with self._changing("resume"):
             if not self._pauses:
                 raise StateError("the machine is not paused")
             self._pauses -= 1
@@ -252,9 +261,9 @@ class Machine:
         self._expect_idle("reset")
         if self._pauses:
             raise StateError("the machine is paused: resume it before a reset")
+        old, fresh = self._vm, Vm(self._console, self.vcpus, self._console_room)
         self.bridge.release()
-        old = self._vm
-        self._vm = Vm(self._console, self.vcpus, self._console_room)
+        self._vm = fresh
         for plugged in self.bridge.functions:
             plugged.attachment.reset(ResetKind.BUS)
         self.slots.rebuild(self._vm)
@@ -331,6 +340,20 @@ class Machine:
         self.close()
 
     # Inside.
+
+    @contextlib.contextmanager
+    def _changing(self, call: str) -> Iterator[bool]:
+        """Whoever stops the machine waits for devices' handlers, so a handler can't wait for its turn.
+
+        Whether the caller is one: it holds a device's lock.
+        """
+        inside = any(plugged.attachment.native.held for plugged in self.bridge.functions)
+        if not self._guard.acquire(blocking=not inside):
+            raise StateError(f"{call}(): another thread stops or starts the machine, and may wait for this handler")
+        try:
+            yield inside
+        finally:
+            self._guard.release()
 
     @property
     def _console_room(self) -> int:

@@ -3,153 +3,110 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import resource
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt
-from umdev.errors import InvalidArgument, PinLimit, UmdevError
+from umdev.errors import NotSupported, PinLimit, UmdevError
+from umdev.hypervisor import PAGE_SIZE, CountedPins, page_runs, pin_error
 
 from ._fast import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
-    from umdev.bus import AddressSpace, Decline, Mapping
+    from umdev.hypervisor import AddressSpace, Decline, Run
 
+_log = logging.getLogger("umdev.kvm")
 PLACES = 1 << 14
 """linux/io_uring: IORING_MAX_REG_BUFFERS, so many runs of pages at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Pages next to each other that were pinned by one buffer."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Buffer:
+    """A run of pages that is registered."""
 
     place: int
-    start: int
-    end: int
+    pages: range
 
 
-class LongTermPins:
-    """A `PagePinner` that counts per page. Any thread.
+class LongTermPins(CountedPins):
+    """Pins that fix the pages' places in memory (FOLL_LONGTERM), which mlock does not promise.
 
-    The pages keep their places in memory (FOLL_LONGTERM), which mlock does not promise, and count against
-    RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. An unmap drops the pins of its pages after the model was told.
+    They count against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK.
     """
 
-    mechanism = "long-term pin by io_uring's registered buffers, counted per page"
+    run_max = 1 << 29  # a buffer has less than 1 GiB
 
-    def __init__(self, memory: AddressSpace, ring: Any) -> None:
-        self._memory = memory
+    def __init__(self, memory: AddressSpace, ring: Any, places: int = PLACES) -> None:
+        """Takes the ring."""
         self._ring = ring
-        self._counts: dict[int, int] = {}
-        self._runs: dict[int, _Run] = {}  # by page
+        self._places = places
+        self._buffers: dict[int, _Buffer] = {}  # by page
         self._free: list[int] = []
         self._next = 0
-        self._lock = threading.Lock()
-        self._cancel = memory.on_unmap(self._forget, late=True)
+        super().__init__(memory)
 
     @property
-    def pages(self) -> int:
-        """Pages pinned now, each counted once."""
-        with self._lock:
-            return len(self._counts)
+    def mechanism(self) -> str:
+        """One line for people."""
+        return "long-term pin by io_uring's registered buffers, counted per page"
 
-    def pin(self, address: HostVirt, pages: int) -> None:
-        """Pin `pages` pages from the page-aligned host address. After an error none of them is.
+    def take(self, run: Run, *, writable: bool) -> None:
+        """See `CountedPins`. Raises: NotSupported (a map that may not be written to)."""
+        if not writable:
+            raise NotSupported("io_uring pins only what may be written to, and these pages are mapped to be read")
+        self._register(run)
 
-        Raises: InvalidArgument (not in a map), PinLimit, UmdevError.
-        """
-        wanted = _pages(address, pages)
-        with self._lock:
-            # A map that is found here stays until `_forget` has had the lock.
-            self._check_mapped(address, pages)
-            fresh = [page for page in wanted if page not in self._counts]
-            done: list[_Run] = []
+    def drop(self, runs: Sequence[Run]) -> None:
+        """See `CountedPins`. Of a buffer that stays in part, the rest is pinned anew before the whole is let go."""
+        gone = [page for start, end in runs for page in range(start, end, PAGE_SIZE)]
+        for buffer in {self._buffers[page] for page in gone if page in self._buffers}:
+            rest = [page for page in buffer.pages if self.counted(page) and self._buffers.get(page) is buffer]
+            taken: list[_Buffer] = []
             try:
-                for start, end in _runs(fresh):
-                    done.append(self._take(start, end))
-            except BaseException:
-                for run in done:
-                    self._drop(run)
-                raise
-            for page in wanted:
-                self._counts[page] = self._counts.get(page, 0) + 1
-
-    def unpin(self, address: HostVirt, pages: int) -> None:
-        """Undo one `pin` of the same pages; pages that an unmap has taken are passed over."""
-        with self._lock:
-            freed = []
-            for page in _pages(address, pages):
-                count = self._counts.get(page, 0)
-                if count > 1:
-                    self._counts[page] = count - 1
-                elif count == 1:
-                    del self._counts[page]
-                    freed.append(page)
-            self._release(freed)
+                for run in page_runs(rest, self.run_max):
+                    taken.append(self._register(run))  # noqa: PERF401 - after an error they are needed
+            except UmdevError as error:
+                # No limit has room for both at once: the pages that nobody wants stay until the rest goes.
+                _log.warning("%d pages stay pinned beside others: %s", len(buffer.pages) - len(rest), error)
+                for part in taken:
+                    self._unregister(part)
+                self._buffers.update(dict.fromkeys(rest, buffer))
+            else:
+                self._unregister(buffer)
 
     def close(self) -> None:
         """Unpin everything. May be called twice."""
-        self._cancel()
-        with self._lock:
-            self._counts.clear()
-            self._runs.clear()
-            if self._ring is not None:
-                lib.umdev_kvm_pins_free(self._ring)  # the ring's end drops its buffers
-                self._ring = None
+        super().close()
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            lib.umdev_kvm_pins_free(ring)  # the ring's end drops its buffers
 
-    def _check_mapped(self, address: int, pages: int) -> None:
-        end = address + pages * PAGE_SIZE
-        for mapping in self._memory.mappings:
-            host = mapping.host
-            if host is not None and host <= address and end <= host + mapping.length:
-                return
-        raise InvalidArgument(f"{pages} pages at host address {address:#x} lie in no map")
-
-    def _take(self, start: int, end: int) -> _Run:
+    def _register(self, run: Run) -> _Buffer:
+        if self._ring is None:
+            raise UmdevError("the pinner is closed")
         place = self._free.pop() if self._free else self._next
-        if place >= PLACES:
-            raise PinLimit(f"io_uring registers {PLACES} buffers at most: pin larger runs of pages")
+        if place >= self._places:
+            raise PinLimit(f"io_uring registers {self._places} buffers at most: pin larger runs of pages")
+        start, end = run
         code = lib.umdev_kvm_pins_set(self._ring, place, start, end - start)
         if code:
             if place != self._next:
                 self._free.append(place)
-            raise _pin_error(-code, (end - start) // PAGE_SIZE)
+            raise pin_error(-code, run)
         self._next = max(self._next, place + 1)
-        run = _Run(place, start, end)
-        for page in range(start, end, PAGE_SIZE):
-            self._runs[page] = run
-        return run
+        buffer = _Buffer(place, range(start, end, PAGE_SIZE))
+        self._buffers.update(dict.fromkeys(buffer.pages, buffer))
+        return buffer
 
-    def _drop(self, run: _Run) -> None:
-        lib.umdev_kvm_pins_set(self._ring, run.place, 0, 0)
-        self._free.append(run.place)
-        for page in range(run.start, run.end, PAGE_SIZE):
-            if self._runs.get(page) is run:
-                del self._runs[page]
-
-    def _release(self, freed: Iterable[int]) -> None:
-        """Of a run that stays in part, the rest is pinned anew before the whole is let go."""
-        gone = set(freed)
-        for run in {self._runs[page] for page in gone if page in self._runs}:
-            kept = [page for page in range(run.start, run.end, PAGE_SIZE) if page not in gone]
-            for start, end in _runs(kept):
-                self._take(start, end)
-            self._drop(run)
-
-    def _forget(self, mapping: Mapping) -> None:
-        host = mapping.host
-        if host is None:
-            return
-        with self._lock:
-            gone = [page for page in self._counts if host <= page < host + mapping.length]
-            for page in gone:
-                del self._counts[page]
-            if self._ring is not None:
-                self._release(gone)
+    def _unregister(self, buffer: _Buffer) -> None:
+        lib.umdev_kvm_pins_set(self._ring, buffer.place, 0, 0)
+        self._free.append(buffer.place)
+        for page in buffer.pages:
+            if self._buffers.get(page) is buffer:
+                del self._buffers[page]
 
 
 def open_pins(memory: AddressSpace, decline: Decline) -> LongTermPins | None:
@@ -175,32 +132,3 @@ def ring_remedy(code: int) -> str:
         errno.ENOSYS: "; the kernel is built without io_uring",
         errno.EINVAL: "; Linux 5.19 or later has sparse tables of buffers",
     }.get(code, "")
-
-
-def _pages(address: int, pages: int) -> range:
-    if address & PAGE_MASK or pages <= 0:
-        raise InvalidArgument(f"{pages} pages at {address:#x}: pins are whole pages")
-    return range(address, address + pages * PAGE_SIZE, PAGE_SIZE)
-
-
-def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """Start and end of pages next to each other; a buffer has less than 1 GiB."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and runs[-1][1] == page and page - runs[-1][0] < 1 << 29:
-            runs[-1] = (runs[-1][0], page + PAGE_SIZE)
-        else:
-            runs.append((page, page + PAGE_SIZE))
-    return runs
-
-
-def _pin_error(code: int, pages: int) -> UmdevError:
-    if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
-        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        return PinLimit(
-            f"{pages} pages can't be pinned: RLIMIT_MEMLOCK is {limit} bytes; raise it "
-            "(ulimit -l, LimitMEMLOCK= of a systemd unit, memlock in limits.conf) or grant CAP_IPC_LOCK"
-        )
-    error = UmdevError(f"{pages} pages can't be pinned: {os.strerror(code)}")
-    error.errno = code
-    return error

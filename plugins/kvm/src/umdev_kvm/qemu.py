@@ -16,7 +16,7 @@ from umdev.hypervisor import ProtectMode, UserfaultProtector, open_userfault
 
 from . import vm_protector_wire as wire
 from .preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
-from .vm_protector_client import Connection, RemoteGuest
+from .vm_protector_client import START_SECONDS, Connection, RemoteGuest
 from .vm_protector_wire import Operation
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def prepare_client(bus: str) -> ClientSetup | None:
 
     The protector is one process for each user and runtime directory; it is started if there is none.
 
-    Raises: NotFound (no preload library), StateError (the runtime directory), OSError.
+    Raises: NotFound (no preload library), StateError (the runtime directory), InvalidArgument (a variable of
+    the environment), OSError.
     """
     if bus != BUS:
         return None
@@ -68,11 +69,11 @@ def prepare_client(bus: str) -> ClientSetup | None:
     path = wire.socket_path()
     with runtime.locked(path.parent):
         try:
-            connection = Connection(path)
+            connection = Connection(path, START_SECONDS)
         except OSError:
             path.unlink(missing_ok=True)  # left by one that was killed
             _start(path)
-            connection = Connection(path)
+            connection = Connection(path, START_SECONDS)
     try:
         connection.ask(Operation.STAY)
     except BaseException:
@@ -142,6 +143,7 @@ def _start(path: Path) -> None:
     """A protector of its own session; it has the listening socket before it runs, so nobody waits for it."""
     if len(os.fsencode(path)) > 107:  # unix(7)
         raise StateError(f"{path} is too long for a socket; choose another with UMDEV_RUNTIME_DIR")
+    wire.patience()  # said here, where somebody reads it
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(os.fspath(path))

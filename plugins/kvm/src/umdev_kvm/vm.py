@@ -27,6 +27,8 @@ _CAUSES = {
     ("KVM_IOEVENTFD", errno.EEXIST): "a doorbell is there already",
     ("KVM_IOEVENTFD", errno.ENOSPC): "no more devices fit on KVM's bus",
     ("KVM_SET_GSI_ROUTING", errno.EINVAL): "more routes than KVM_CAP_IRQ_ROUTING says",
+    ("KVM_PRE_FAULT_MEMORY", errno.ENOENT): "a part of it is no memory of the machine",
+    ("KVM_PRE_FAULT_MEMORY", errno.EINVAL): "it has to be whole pages",
     ("KVM_RUN", errno.EFAULT): "the guest touched memory whose mapping is gone from this process",
 }
 _EXIT_NAMES = ("memory_reads", "memory_writes", "port_reads", "port_writes", "interrupted", "other")

@@ -1,8 +1,9 @@
 """The process that protects the memory of VMMs that are not ours: stock QEMU with the preload library.
 
 One for each user and runtime directory, so that a device's process that dies takes nobody's protection with it. Inside,
-each VMM has a protector of its own (userfaultfd, handler thread, table of areas). It starts with the first device
-process that may need it and ends when nobody is connected any more. When it dies, the kernel wakes every blocked vCPU.
+each VMM has a protector of its own (userfaultfd, threads, table of areas), and a device that takes its time over a
+store holds up nobody else. It starts with the first device process that may need it and ends when nobody is connected
+any more. When it dies, the kernel wakes every blocked vCPU.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class _Refused(Exception):
 class VmProtector:
     """Serves VMMs and devices that connect to a listening socket, a thread for each."""
 
-    def __init__(self, listener: socket.socket, path: Path) -> None:
-        """Takes the listener; `path` is removed at the end."""
+    def __init__(self, listener: socket.socket, path: Path, patience: float = wire.PATIENCE) -> None:
+        """Takes the listener; `path` is removed at the end. `patience`: see `wire.PATIENCE`."""
+        self.patience = patience
         self._listener = listener
         self._path = path
         self._vms: dict[int, Vm] = {}
@@ -229,7 +231,7 @@ class _Peer:
             raise NotSupported(f"there is no mode {number}")
         vm = self._protector.find(pid)
         events = os.dup(descriptors[0])
-        self._device = RemoteDevice(vm, mode, events, self._link)
+        self._device = RemoteDevice(vm, mode, events, self._link, self._protector.patience)
         return 0, vm.guest.mechanism.encode()
 
     def _areas(self, body: bytes) -> tuple[int, bytes]:
@@ -266,7 +268,7 @@ def main() -> int:
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a ^C in the terminal of a device is meant for the device
     listener = socket.socket(fileno=os.dup(0))
-    VmProtector(listener, Path(sys.argv[1])).run()
+    VmProtector(listener, Path(sys.argv[1]), wire.patience()).run()
     return 0
 
 

@@ -27,20 +27,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("umdev.kvm")
 _REPLY_SECONDS = 2 * wire.PATIENCE
+START_SECONDS = 120.0
+"""How long a protector may take to start: an interpreter and its imports, on a machine that has much else to do."""
 _NUMBERS = {ProtectMode.TRAP: 1, ProtectMode.TRACK: 2}
 
 
 class Connection:
     """Requests and replies, one at a time. Any thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises: OSError (nobody listens there)."""
+    def __init__(self, path: Path, seconds: float = _REPLY_SECONDS) -> None:
+        """A reply may take `seconds`. Raises: OSError (nobody listens there)."""
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._lock = threading.Lock()
         self.lost: str | None = None
         """Why nothing can be asked any more."""
         try:
-            self._link.settimeout(_REPLY_SECONDS)
+            self._link.settimeout(seconds)
             self._link.connect(os.fspath(path))
         except BaseException:
             self._link.close()
@@ -65,7 +67,7 @@ class Connection:
                     return text
                 self.lost = (
                     "the VM's protector has ended this device's connection: it is gone, or a notification was not "
-                    f"answered within {wire.PATIENCE:g} s"
+                    f"answered within {wire.PATIENCE:g} s (or {wire.PATIENCE_VARIABLE})"
                 )
             raise _failure(errno.ECONNRESET, self.lost)
 

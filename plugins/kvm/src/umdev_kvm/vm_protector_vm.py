@@ -90,8 +90,10 @@ class Vm:
 class RemoteDevice:
     """A device in another process, in one mode: its pages, and the socket by which it hears of stores."""
 
-    def __init__(self, vm: Vm, mode: ProtectMode, events: int, control: socket.socket) -> None:
-        """Takes `events`, borrows `control`.
+    def __init__(
+        self, vm: Vm, mode: ProtectMode, events: int, control: socket.socket, patience: float = wire.PATIENCE
+    ) -> None:
+        """Takes `events`, borrows `control`; `patience`: see `wire.PATIENCE`.
 
         Raises: NotSupported, ProtectorBusy, ProtectError, StateError.
         """
@@ -99,7 +101,7 @@ class RemoteDevice:
         self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._remote = ffi.new("umdev_kvm_remote *")
         self._remote.events, self._remote.control, self._remote.cancel = events, control.fileno(), self._cancel
-        self._remote.patience = int(wire.PATIENCE * 1000)
+        self._remote.patience = int(patience * 1000)
         self._client: NativeClient | None = None
         function = int(ffi.cast("uintptr_t", ffi.addressof(lib, "umdev_kvm_remote_notify")))
         context = int(ffi.cast("uintptr_t", self._remote))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import array
 import enum
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
-from umdev.errors import Disconnected, ProtocolError
+from umdev.errors import Disconnected, InvalidArgument, ProtocolError
 from umdev.runtime import runtime_directory
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ REPLY_MAX = 256 << 20
 VERSION = 1
 PATIENCE = 5.0
 """Seconds that a device may take over one notification; then its connection ends and the store lands."""
+PATIENCE_VARIABLE = "UMDEV_PROTECTOR_PATIENCE"
+"""Names other seconds to the process that starts the protector; for who stops at breakpoints in a notification."""
+PATIENCE_MAX = 1 << 20
 
 
 class Operation(enum.IntEnum):
@@ -64,6 +68,18 @@ class Operation(enum.IntEnum):
 def socket_path() -> Path:
     """Where the user's protector listens."""
     return runtime_directory() / SOCKET_NAME
+
+
+def patience() -> float:
+    """`PATIENCE`, or what the environment says. Raises: InvalidArgument."""
+    text = os.environ.get(PATIENCE_VARIABLE)
+    try:
+        seconds = PATIENCE if text is None else float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 < seconds <= PATIENCE_MAX:
+        raise InvalidArgument(f"{PATIENCE_VARIABLE}={text}: seconds from 0 to {PATIENCE_MAX} are meant")
+    return seconds
 
 
 def receive(link: socket.socket, descriptors: list[int], limit: int = LENGTH_MAX) -> tuple[int, bytes] | None:

@@ -1,6 +1,7 @@
 """Guests that do what no sane one does: the machine goes on, and the devices see what a PC's would."""
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -101,6 +102,36 @@ def test_two_processors_write_one_vector(plugged, sample, monkeypatch):
     second.join(10)
     (route,) = plugged.bridge._routes._routes.values()
     assert (route.address, route.data) == (0xFEE01000, 0x41)
+
+
+def test_more_messages_than_the_kernel_has_routes_end_no_machine(run, plugged, sample, monkeypatch):
+    from .test_routes import msix
+
+    monkeypatch.setattr(plugged.bridge._routes, "_limit", 25)  # one
+    assert run(f"{''.join(msix(sample, entry, 0x50 + entry) for entry in range(3))} exit 5") == 5
+    assert plugged.counters["refusals"] == 2 * 4, "each of the four words would have made a route"
+    assert [route.data for route in plugged.bridge._routes._routes.values()] == [0x50]
+    table = sample.config["msix.table"] & ~7
+    assert sample.native.read(3, table + 2 * 16 + 8, 4) == b"\x52\0\0\0", "the table has it all the same"
+
+
+def test_a_device_that_can_not_be_plugged_leaves_nothing(machine, sample, monkeypatch):
+    made = []
+
+    def few():
+        if len(made) == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        made.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        return made[-1]
+
+    before = open_things()
+    with monkeypatch.context() as patch:
+        patch.setattr("umdev_kvm.interrupts._eventfd", few)
+        with pytest.raises(OSError, match="too many"):
+            machine.plug(sample)
+    assert open_things() == before
+    assert machine.bridge.functions == []
+    assert machine.plug(sample) == 1
 
 
 class Shared(Block["Wide"]):

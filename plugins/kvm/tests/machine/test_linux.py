@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import re
+import struct
 import subprocess
 import sysconfig
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from umdev.errors import InvalidArgument
 from umdev_edu import Edu
-from umdev_kvm import OutcomeKind, boot_linux
+from umdev_kvm import OutcomeKind, boot_linux, layout, mptable
 from umdev_mtty import Mtty1
 from umdev_testkit import kernels
 from umdev_testkit.programs import static_program
@@ -29,7 +30,7 @@ grep -c ^processor /proc/cpuinfo
 exec 5<>/dev/ttyS1
 stty raw -echo crtscts <&5
 echo the port is open
-timeout 100 head -c {COUNT} <&5 >/tmp/from &
+timeout 600 head -c {COUNT} <&5 >/tmp/from &
 cat /data >&5
 wait
 sha256sum </tmp/from
@@ -43,18 +44,29 @@ def edu_sysfs():
     return static_program(PROGRAMS / "edu_sysfs.c", flags=["-Wconversion", "-Werror"])
 
 
-def boot(machine, initrd, limit=150):
-    boot_linux(machine, kernels.kernel("cloud").image.read_bytes(), initrd, "console=ttyS0 quiet")
+REBOOT = """
+echo "umdev: the script ended with status $?"
+reboot -f
+"""
+
+
+def boot(machine, initrd, *, acpi, limit=700):
+    if acpi:
+        kernel, line, end = "cloud", "console=ttyS0 quiet", OutcomeKind.POWER_OFF
+    else:  # the cloud's kernel knows nothing but ACPI
+        kernel, line, end = "full", "console=ttyS0 quiet acpi=off", OutcomeKind.RESET
+    boot_linux(machine, kernels.kernel(kernel).image.read_bytes(), initrd, line)
     outcome = machine.run(limit)
     console = machine.console_output.decode(errors="replace").replace("\r\n", "\n")
-    assert outcome.kind is OutcomeKind.POWER_OFF, f"{outcome}\n{console[-4000:]}"
+    assert outcome.kind is end, f"{outcome}\n{console[-4000:]}"
     assert "the script ended with status 0" in console
     return console
 
 
 @pytest.mark.complete_kvm
-@pytest.mark.timeout(300)
-def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs):
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("acpi", [True, False], ids=["acpi", "no-acpi"])
+def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs, acpi):
     machine = make_machine(memory=256 << 20, vcpus=2)
     there, back = random.randbytes(COUNT), random.randbytes(COUNT)
     received = bytearray()
@@ -79,7 +91,9 @@ def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs):
         for thread in threads:
             thread.start()
         try:
-            console = boot(machine, build_serial(SCRIPT, files={"/data": back, "/bin/edu_sysfs": edu_sysfs}))
+            script = SCRIPT if acpi else SCRIPT + REBOOT  # nothing else tells such a kernel how to end a machine
+            initrd = build_serial(script, files={"/data": back, "/bin/edu_sysfs": edu_sysfs})
+            console = boot(machine, initrd, acpi=acpi)
             for thread in threads:
                 thread.join(10)
         finally:
@@ -94,7 +108,7 @@ def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs):
 
 
 @pytest.mark.complete_kvm
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_command(make_machine, tmp_path):
     make_machine(memory=1 << 20).close()  # asked for what it skips on
     initrd = tmp_path / "initrd"
@@ -102,19 +116,39 @@ def test_the_command(make_machine, tmp_path):
     done = subprocess.run(
         [
             *(Path(sysconfig.get_path("scripts")) / "umdev", "run", "--kernel", kernels.kernel("cloud").image),
-            *("--initrd", initrd, "--append", "console=ttyS0 quiet", "--memory", "256", "--limit", "150"),
+            *("--initrd", initrd, "--append", "console=ttyS0 quiet", "--memory", "256", "--limit", "700"),
             *("--no-reboot", "edu", "mtty/mtty-1"),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
         check=False,
     )
     assert "PCI_ID=1234:11E8" in done.stdout, done.stdout + done.stderr
     assert "PCI_ID=4348:3253" in done.stdout
     assert "the machine ended: reset" in done.stderr
     assert done.returncode == 0
+
+
+def test_the_multiprocessor_tables():
+    """Their sums are 0, and every entry has the length that its type has (MultiProcessor Specification 1.4, 4.3)."""
+    image = mptable.tables(3)
+    signature, address, length = struct.unpack_from("<4sIB", image)
+    assert (signature, address, length) == (b"_MP_", mptable.BASE + 16, 1)
+    assert sum(image[:16]) & 0xFF == 0
+    table = image[16:]
+    signature, size, count = *struct.unpack_from("<4sH", table), *struct.unpack_from("<H", table, 34)
+    assert (signature, size, sum(table) & 0xFF) == (b"PCMP", len(table), 0)
+    kinds, at = [], 44
+    while at < size:
+        kinds.append(table[at])
+        at += 20 if table[at] == 0 else 8
+    assert at == size
+    assert len(kinds) == count
+    assert kinds == sorted(kinds)
+    assert [kinds.count(kind) for kind in range(5)] == [3, 2, 1, 15 + 31 * 4, 2]
+    assert struct.pack("<BBHBBBB", 3, 0, 0, 0, 2 << 2 | 3, 0, layout.intx_gsi(2, 4)) in table
 
 
 def test_what_is_no_kernel(machine):

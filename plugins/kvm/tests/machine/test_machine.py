@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotMapped, NotSupported, StateError
 from umdev_kvm import Machine, OutcomeKind
-from umdev_kvm.vm import open_failure
+from umdev_kvm.vm import failure, open_failure
 from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
@@ -78,34 +78,6 @@ def test_processors_know_their_numbers(make_machine):
     assert machine.run(20).value == 5
 
 
-def test_pause_holds_processors_and_clocks(plugged, sample):
-    plugged.load(assemble("again: inc dword ptr [0x9000]\n cmp byte ptr [0x9004], 0\n je again\n exit 9"))
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(plugged.run(30)))
-    thread.start()
-    try:
-        deadline = time.monotonic() + 10
-        while plugged.ram.read(0x9000, 4) == bytes(4) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        plugged.pause()
-        plugged.pause()
-        before, clock = plugged.ram.read(0x9000, 4), sample.clock.now
-        time.sleep(0.05)
-        assert (plugged.ram.read(0x9000, 4), sample.clock.now) == (before, clock)
-        plugged.resume()
-        assert plugged.ram.read(0x9000, 4) == before
-        plugged.resume()
-        while plugged.ram.read(0x9000, 4) == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert plugged.ram.read(0x9000, 4) != before
-        plugged.ram.write(0x9004, b"\1")
-    finally:
-        thread.join(30)
-    assert outcomes[0].value == 9
-    with pytest.raises(StateError):
-        plugged.resume()
-
-
 def test_reset_starts_over(plugged, run, sample):
     source = "inc dword ptr [0x9000]\n mov dword ptr [bar0 + 4], 7\n mov eax, [bar0 + 8]\n out 0xf4, eax"
     assert run(source) == 1
@@ -115,6 +87,19 @@ def test_reset_starts_over(plugged, run, sample):
     plugged.firmware.enable(1)
     assert plugged.run(10).value == 1, "the device was reset, the payload loaded again"
     assert plugged.ram.read(0x9000, 1) == b"\2", "memory stays"
+
+
+def test_a_reset_that_fails_leaves_the_machine_as_it_was(plugged, run, sample, monkeypatch):
+    assert run("mov dword ptr [bar0 + 4], 7\n exit 1") == 1
+
+    def refuse(*_):
+        raise failure("KVM_CREATE_VM", -12)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("umdev_kvm.machine.Vm", refuse)
+        with pytest.raises(HypervisorError, match="KVM_CREATE_VM"):
+            plugged.reset()
+    assert run("mov dword ptr [bar0 + 4], 7\n mov eax, [bar0 + 8]\n out 0xf4, eax") == 2
 
 
 def test_two_processors_lose_no_update(make_machine, sample):

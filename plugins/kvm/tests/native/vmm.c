@@ -49,6 +49,32 @@ static void storm(unsigned threads, unsigned pages, unsigned stores)
         pthread_join(ids[i], NULL);
 }
 
+static void *run_store(void *argument)
+{
+    const uint64_t *store = argument;
+    memory[store[0] / 4] = (uint32_t)store[1];
+    return NULL;
+}
+
+/* Stores that may wait, 16 at a time; `finish` waits for them. */
+static pthread_t begun[16];
+static unsigned begun_count;
+
+static void begin(uint64_t address, uint64_t value)
+{
+    static uint64_t stores[16][2];
+    uint64_t *store = stores[begun_count];
+    store[0] = address;
+    store[1] = value;
+    pthread_create(&begun[begun_count++], NULL, run_store, store);
+}
+
+static void finish(void)
+{
+    while (begun_count)
+        pthread_join(begun[--begun_count], NULL);
+}
+
 static void map(void)
 {
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -78,6 +104,10 @@ int main(int count, char **arguments)
         uint64_t answer = 0;
         if (sscanf(line, "store %lu %lu", &a, &b) == 2)
             memory[a / 4] = (uint32_t)b;
+        else if (sscanf(line, "begin %lu %lu", &a, &b) == 2 && begun_count < 16)
+            begin(a, b);
+        else if (!strncmp(line, "finish", 6))
+            finish();
         else if (sscanf(line, "load %lu", &a) == 1)
             answer = memory[a / 4];
         else if (sscanf(line, "storm %lu %lu %lu", &a, &b, &c) == 3)

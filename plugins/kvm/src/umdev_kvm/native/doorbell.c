@@ -97,16 +97,28 @@ static void *listen_to_bells(void *argument)
     }
 }
 
+static void close_listener(umdev_kvm *machine)
+{
+    if (machine->bell_end >= 0)
+        close(machine->bell_end);
+    if (machine->bell_poll >= 0)
+        close(machine->bell_poll);
+    machine->bell_end = machine->bell_poll = -1;
+}
+
+/* After an error there is nothing of it: the guest may have it tried again as often as it likes. */
 static int bells_open(umdev_kvm *machine)
 {
     machine->bell_poll = epoll_create1(EPOLL_CLOEXEC);
     machine->bell_end = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     struct epoll_event end = {.events = EPOLLIN, .data.u32 = UMDEV_KVM_DOORBELLS};
-    if (machine->bell_poll < 0 || machine->bell_end < 0 ||
-        epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, machine->bell_end, &end))
-        return -errno;
-    int code = pthread_create(&machine->bell_thread, NULL, listen_to_bells, machine);
+    int code = machine->bell_poll < 0 || machine->bell_end < 0 ||
+                       epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, machine->bell_end, &end)
+                   ? errno
+                   : pthread_create(&machine->bell_thread, NULL, listen_to_bells, machine);
     machine->bell_running = code == 0;
+    if (code)
+        close_listener(machine);
     return -code;
 }
 
@@ -167,8 +179,5 @@ void umdev_kvm_bells_close(umdev_kvm *machine)
     for (uint32_t id = 0; id < UMDEV_KVM_DOORBELLS; id++)
         if (machine->bells[id].used)
             close(machine->bells[id].fd);
-    if (machine->bell_end >= 0)
-        close(machine->bell_end);
-    if (machine->bell_poll >= 0)
-        close(machine->bell_poll);
+    close_listener(machine);
 }

@@ -209,8 +209,13 @@ int umdev_kvm_vcpu_prefault(umdev_kvm_vcpu *vcpu, uint64_t guest, uint64_t lengt
     struct {
         uint64_t gpa, size, flags, padding[5];
     } range = {.gpa = guest, .size = length};
-    while (range.size)
-        if (ioctl(vcpu->fd, _IOWR(KVMIO, 0xd5, range), &range) < 0 && errno != EINTR)
+    /* One call does a part, and says what is left. A race with a change of the map is to be tried again, not for ever. */
+    unsigned races = 0;
+    do
+        if (ioctl(vcpu->fd, _IOWR(KVMIO, 0xd5, range), &range) == 0)
+            races = 0;
+        else if (errno != EINTR && (errno != EAGAIN || ++races == 1000))
             return -errno;
+    while (range.size);
     return 0;
 }

@@ -25,7 +25,7 @@
 #endif
 
 enum { LEND = 1, VERSION = 1 }; /* as in vm_protector_wire.py */
-enum { WAIT_SECONDS = 3, KINDS = 2 };
+enum { WAIT_SECONDS = 20, KINDS = 2 }; /* the protector runs by then, on a machine that may be busy */
 enum how { BY_INHERITED = 1, BY_DEVICE = 2, BY_SYSCALL = 3 };
 
 struct settings {
