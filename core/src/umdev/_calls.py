@@ -14,3 +14,5 @@ def umdev_python_adopt() -> None:
 
 
 bind_handlers = _native.bind_handlers
+dma_read = _native.dma_read
+dma_write = _native.dma_write

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Buffer
+
 # cffi's handles are untyped by nature; each concept wraps its own in one module.
 ffi: Any
 lib: Any
@@ -11,3 +13,9 @@ lib: Any
 def bind_handlers(
     address: int, owner: object, reads: list[Callable[..., Any] | None], writes: list[Callable[..., Any] | None], /
 ) -> None: ...
+
+# Bytes of one map; None: the long way does it, or says why not. `memory` is the address of an umdev_memory.
+def dma_read(memory: int, iova: int, length: int, space: int, /) -> bytes | None: ...
+
+# Stores to one map; False: the long way does it, or says why not.
+def dma_write(memory: int, iova: int, data: Buffer, space: int, /) -> bool: ...

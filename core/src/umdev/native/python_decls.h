@@ -12,5 +12,5 @@ typedef struct umdev_python_handlers {
 /* What calls the handlers of an umdev_python_handlers. It takes the GIL for each. */
 const umdev_callbacks *umdev_python_callbacks(void);
 
-/* Adds bind_handlers (see _native.pyi) to the module. 0, or -1 with the error on stderr. */
+/* Adds bind_handlers, dma_read and dma_write (see _native.pyi) to the module. 0, or -1 with the error on stderr. */
 int umdev_python_start(void);

@@ -5,6 +5,8 @@
 
 static PyMethodDef functions[] = {
     FUNCTION(bind_handlers),
+    FUNCTION(dma_read),
+    FUNCTION(dma_write),
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,5 +15,7 @@
 
 /* Functions of the module; called with the GIL. */
 PyObject *umdev_python_bind_handlers(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *umdev_python_dma_read(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *umdev_python_dma_write(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 #endif
