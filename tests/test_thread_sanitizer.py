@@ -60,7 +60,7 @@ def instrumented(tmp_path_factory):
         [
             "gcc", "-shared", "-fPIC", "-std=gnu11", "-g", "-O1", "-pthread", "-fsanitize=thread",
             *(f"-I{folder}" for folder in includes),
-            root / "_native.c", *sorted((package / "native").glob("*.c")),
+            root / "_native.c", *sorted((package / "native").rglob("*.c")),
             "-o", package / "_native.abi3.so",
         ],
         check=True,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,7 @@ def test_faults_outside_accesses_are_counted() -> None:
 # Handlers written in C.
 
 SOURCE = """
+#include <pthread.h>
 #include "umdev.h"
 int doubled(void *device, const umdev_access *access, uint64_t *value)
 {
@@ -251,6 +254,23 @@ int later(void *device, const umdev_access *access, uint64_t *value)
 }
 int declines(void *device, const umdev_access *access, uint64_t *value) { return UMDEV_UNHANDLED; }
 int wrong(int a) { return a; }
+static void *reads(void *argument)
+{
+    uintptr_t *wish = argument;
+    const umdev_api *api = (const umdev_api *)wish[0];
+    for (uintptr_t i = 0; i < wish[2]; i++) {
+        uint32_t value;
+        api->access((umdev_device *)wish[1], 0, 0, &value, sizeof value, 0, 0, 0);
+    }
+    return NULL;
+}
+void reads_by_a_thread(uintptr_t api, uintptr_t device, uintptr_t count)
+{
+    uintptr_t wish[] = {api, device, count};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, reads, wish) == 0)
+        pthread_join(thread, NULL);
+}
 int (*chosen)(void *, const umdev_access *, uint64_t *) = doubled;
 """
 
@@ -267,6 +287,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Any:
         int later(void *device, const umdev_access *access, uint64_t *value);
         int declines(void *device, const umdev_access *access, uint64_t *value);
         int wrong(int a);
+        void reads_by_a_thread(uintptr_t api, uintptr_t device, uintptr_t count);
         """
     )
     builder.set_source("umdev_test_fast", SOURCE)
@@ -353,6 +374,69 @@ def test_native_mistakes_are_declaration_errors(fast: Any, module: str, symbol: 
     block = type("Wrong", (Block,), {"a": Register(0, native=Native(module, symbol))})
     with pytest.raises(DeclarationError, match=message):
         make(block)
+
+
+def test_a_thread_of_c_has_one_python_thread_for_all_its_accesses(fast: Any) -> None:
+    """A new one for each access would cost microseconds, and lose what the handler's libraries keep by thread."""
+    kept, seen = threading.local(), []
+
+    class Counting(Block[Any]):
+        count = Register(0)
+
+        @count.on_read
+        def counts(self) -> int:
+            kept.count = getattr(kept, "count", 0) + 1
+            seen.append((threading.get_ident(), kept.count))
+            return kept.count  # type: ignore[no-any-return]  # of a threading.local
+
+    native, _ = make(Counting)
+    api = int(ffi.cast("uintptr_t", lib.umdev_get_api()))
+    for _ in range(2):
+        seen.clear()
+        fast.lib.reads_by_a_thread(api, native.address, 3)
+        assert [count for _, count in seen] == [1, 2, 3]
+        assert len({thread for thread, _ in seen} | {threading.get_ident()}) == 2
+
+
+def test_a_failed_handler_keeps_its_traceback_and_the_access_ends_though_the_listener_fails_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(Block[Any]):
+        a = Register(0)
+
+        @a.on_write
+        def wrote(self, value: int) -> None:
+            raise ValueError(value)
+
+    native, _ = make(Failing)
+    with pytest.raises(ValueError, match="7") as caught:
+        native.write(0, 0, b"\7\0\0\0")
+    assert caught.traceback[-1].name == "wrote"
+    native.raise_faults = False
+    native.on_fault(lambda error, path: 1 // 0)  # type: ignore[arg-type, return-value]  # on purpose
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: unraisable.append(found.exc_type))
+    native.write(0, 0, b"\7\0\0\0")
+    assert unraisable == [ZeroDivisionError]
+    assert native.counters["faulted"] == 2
+    native.write(0, 4, b"\0\0\0\0")
+    assert native.counters["faulted"] == 2
+
+
+def test_bound_handlers_keep_no_device_alive() -> None:
+    class Answering(Block[Any]):
+        a = Register(0)
+
+        @a.on_read
+        def get(self) -> int:
+            return 1 << 64 | 9  # the low 64 bits count
+
+    native, block = make(Answering)
+    assert native.read(0, 0, 4) == b"\x09\0\0\0"
+    alive = weakref.ref(block)
+    del native, block
+    gc.collect()
+    assert alive() is None
 
 
 def test_native_and_python_handlers_exclude_each_other() -> None:

@@ -282,7 +282,8 @@ def test_detaching_from_the_handler_that_was_rung(device: Rung) -> None:
         ended.set()
 
     device.native.raise_faults = True
-    device.regions[0].writes[2] = end  # by slot: status, every, one, ...
+    device.regions[0].bind(2, "write")  # by slot: status, every, one, ...
+    device.regions[0].writes[2] = end
     os.eventfd_write(bell_at(function.attachment, 0x14), 1)
     assert ended.wait(20)
     eventually(lambda: not watchers())

@@ -16,6 +16,7 @@ ALLOWED = {
     "pci",
     "runtime",
     "services",
+    "_calls",
     "_native",
 }
 FOREIGN = ("pluggy", "stevedore", "rich", "click", "msgspec", "asyncio", "importlib.metadata", "socket", "subprocess")

@@ -69,6 +69,27 @@ def test_a_long_transfer_is_split_into_sections(space, memfd):
     assert into == data
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"x", bytearray(8), memoryview(bytes(range(100)))[3:90], bytes(65536), bytes(65537)]
+)
+def test_any_contiguous_buffer_of_any_length_is_written_and_read_back(space, memfd, data):
+    space.map(0x1000, MIB, descriptor=memfd)
+    space.write(0x1003, data)
+    assert space.read(0x1003, len(data)) == bytes(data)
+    with pytest.raises((ValueError, BufferError)):
+        space.write(0x1003, memoryview(bytes(64))[::2])
+    with pytest.raises(TypeError):
+        space.write(0x1003, "text")
+    with pytest.raises(TypeError):
+        space.read(0x1003, "4")
+    with pytest.raises(InvalidArgument):
+        space.read(0x1003, -1)
+    with pytest.raises(InvalidArgument):
+        space.read(0x1003, 4, 1 << 32)
+    with pytest.raises(NotMapped):
+        space.read(0x1003, 4, 1)
+
+
 def test_errors_name_the_first_address_that_failed(space, memfd):
     space.map(0x1000, 0x1000, descriptor=memfd)
     space.map(0x2000, 0x1000, descriptor=memfd, offset=0x1000, protection=Protection.READ)

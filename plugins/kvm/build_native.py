@@ -22,7 +22,7 @@ ffi.set_source(
     # Calls within the module go straight: after an exit of the guest each page that is touched costs.
     extra_compile_args=[
         *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"),
-        *("-fvisibility=hidden", "-flto"),
+        *("-fvisibility=hidden", "-fno-plt", "-flto"),
     ],
     extra_link_args=["-pthread", "-flto", "-O2"],
 )

@@ -136,6 +136,10 @@ static void test_messages(void)
         data[i] = (uint8_t)(i * 7);
     CHECK(umdev_memory_write(memory, 0, 0, data, 16) == -ENOTCONN);
     umdev_memory_set_messages(memory, carry, &carrier);
+    CHECK(umdev_memory_copy(memory, 0, 0, data, 16, 1) == 0 && carrier.calls == 0); /* it waits for nobody */
+    CHECK(umdev_memory_copy(memory, 0, PAGE, data, PAGE, 1) == 1 && memcmp(middle, data, PAGE) == 0);
+    CHECK(umdev_memory_copy(memory, 0, PAGE, data, PAGE + 1, 1) == 0);
+    CHECK(umdev_memory_copy(memory, 1, PAGE, data, PAGE, 1) == 0);
     CHECK(umdev_memory_write(memory, 0, 0, data, sizeof(data)) == 0);
     CHECK(carrier.calls == 2);
     CHECK(memcmp(carrier.bytes, data, PAGE) == 0 && memcmp(middle, data + PAGE, PAGE) == 0);
@@ -149,6 +153,11 @@ static void test_messages(void)
     CHECK(umdev_memory_read(memory, 0, 2 * PAGE, back, 1) == -ENOTCONN);
     CHECK(umdev_memory_set_bus_master(memory, 0) == 0);
     CHECK(umdev_memory_read(memory, 0, PAGE, back, 1) == -EPERM);
+    CHECK(umdev_memory_copy(memory, 0, PAGE, back, 1, 0) == 0);
+    maps[1].protection = UMDEV_READABLE;
+    CHECK(umdev_memory_set_bus_master(memory, 1) == 0 && umdev_memory_publish(memory, maps, 3) == 0);
+    CHECK(umdev_memory_copy(memory, 0, PAGE, back, 1, 0) == 1 && umdev_memory_copy(memory, 0, PAGE, back, 1, 1) == 0);
+    CHECK(umdev_memory_set_bus_master(memory, 0) == 0);
     umdev_span span;
     uint32_t ticket;
     CHECK(umdev_memory_lookup(umdev_memory_reader_enter(memory, &ticket), 0, PAGE, &span) == -EFAULT);

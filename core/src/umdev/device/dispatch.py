@@ -6,10 +6,11 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12
 
+from umdev._calls import bind_handlers
 from umdev._native import ffi, lib
 from umdev.errors import InvalidArgument, StateError, UmdevError
 
@@ -44,12 +45,19 @@ class Unmodelled:
 
 
 class Owner(Protocol):
-    """What stands behind a C context pointer."""
+    """Who has the Python handlers of registers, which C calls with the device lock held.
 
-    native: NativeDevice
+    The lists, by slot of the layout, are changed in place only: C goes on looking at them.
+    """
 
-    def handler_path(self, slot: int) -> str:
-        """Names a handler for people."""
+    reads: list[Callable[..., Any] | None]
+    writes: list[Callable[..., Any] | None]
+
+    def bind(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
+        """The handler that C does not find in its list yet; it looks there again next time."""
+
+    def failed(self, slot: int, error: BaseException) -> None:
+        """A handler raised, and its access ends as UMDEV_FAULT."""
 
 
 class NativeDevice:
@@ -198,11 +206,14 @@ class NativeDevice:
         self.add_callback_overlay(region, 0, size, read, write)
 
     def set_layout(self, region: int, layout: Any, state: Any, owner: Owner) -> None:
-        """Put registers into a region; `owner` has the handlers that `umdev_python_*` calls. For `Region`."""
-        handle = ffi.new_handle(owner)
-        self._kept += [layout, state, handle, owner]
+        """Put registers into a region; `owner` has their handlers. For `Region`."""
+        handlers = ffi.new("umdev_python_handlers *")
+        bind_handlers(int(ffi.cast("uintptr_t", handlers)), owner, owner.reads, owner.writes)
+        self._kept += [layout, state, handlers, owner, owner.reads, owner.writes]
         self._check(
-            lib.umdev_device_set_layout(self.pointer, region, layout, ffi.cast("uint8_t *", state), CALLBACKS, handle),
+            lib.umdev_device_set_layout(
+                self.pointer, region, layout, ffi.cast("uint8_t *", state), lib.umdev_python_callbacks(), handlers
+            ),
             f"registers of region {region}",
         )
 
@@ -320,9 +331,6 @@ class _Bytes:
     write: WriteBytes
     path: str
 
-    def handler_path(self, slot: int) -> str:  # noqa: ARG002  # one handler, one path
-        return self.path
-
 
 def _offset(offset: int) -> int:
     if not 0 <= offset <= ALL_BITS:
@@ -330,7 +338,7 @@ def _offset(offset: int) -> int:
     return offset
 
 
-# C calls these with the device lock held and no GIL; cffi takes the GIL, and on an exception calls `_raised`.
+# C calls this with the device lock held and no GIL; cffi takes the GIL, and on an exception calls `_raised`.
 
 
 def _raised(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -338,41 +346,11 @@ def _raised(_: type[BaseException], error: BaseException, trace: TracebackType |
     lib.umdev_device_fault()
     frame = trace and trace.tb_frame
     if frame is not None:
-        owner: Owner = ffi.from_handle(frame.f_locals["context"])
-        owner.native.report(error, owner.handler_path(frame.f_locals.get("slot", 0)))
+        owner: _Bytes = ffi.from_handle(frame.f_locals["context"])
+        owner.native.report(error, owner.path)
 
 
 @ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # cffi's handle has no types
-def umdev_python_read(context: Any, slot: int) -> int:
-    """A read of a register that has an on_read handler."""
-    return ffi.from_handle(context).reads[slot]() & ALL_BITS  # type: ignore[no-any-return]  # as above
-
-
-@ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # as above
-def umdev_python_read_element(context: Any, slot: int, element: int) -> int:
-    """A read in a register array."""
-    return ffi.from_handle(context).reads[slot](element) & ALL_BITS  # type: ignore[no-any-return]  # as above
-
-
-@ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # as above
-def umdev_python_write(context: Any, slot: int, value: int) -> None:
-    """A write to a register whose handler takes the value."""
-    ffi.from_handle(context).writes[slot](value)
-
-
-@ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # as above
-def umdev_python_write_old(context: Any, slot: int, value: int, old: int) -> None:
-    """A write to a register whose handler takes the value and the old one."""
-    ffi.from_handle(context).writes[slot](value, old)
-
-
-@ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # as above
-def umdev_python_write_element(context: Any, slot: int, element: int, value: int) -> None:
-    """A write in a register array."""
-    ffi.from_handle(context).writes[slot](element, value)
-
-
-@ffi.def_extern(onerror=_raised)  # type: ignore[untyped-decorator]  # as above
 def umdev_python_bytes(context: Any, offset: int, bytes_: Any, length: int, flags: int) -> int:
     """An access to an overlay that Python serves."""
     owner = ffi.from_handle(context)
@@ -385,15 +363,3 @@ def umdev_python_bytes(context: Any, offset: int, bytes_: Any, length: int, flag
         raise UmdevError(f"{owner.path}: a read of {length} bytes was answered with {len(answer)}")
     target[:] = answer
     return int(lib.UMDEV_OK)
-
-
-CALLBACKS = ffi.new(
-    "umdev_callbacks *",
-    {
-        "read": lib.umdev_python_read,
-        "read_element": lib.umdev_python_read_element,
-        "write": lib.umdev_python_write,
-        "write_old": lib.umdev_python_write_old,
-        "write_element": lib.umdev_python_write_element,
-    },
-)

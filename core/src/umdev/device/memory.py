@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from umdev._calls import dma_read, dma_write
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
 from umdev.errors import InvalidArgument, NotMapped, StateError
 from umdev.services import Protection, ProtectMode
@@ -53,6 +54,7 @@ class DeviceMemory:
 
     def __init__(self, memory: AddressSpace, services: MemoryServices) -> None:
         self._memory = memory
+        self._address = memory.address
         self._services = services
         self._pins: dict[tuple[int, int], _Pin] = {}  # by space and page
         self._lock = threading.Lock()
@@ -66,6 +68,9 @@ class DeviceMemory:
         Raises: NotMapped (`iova` is the first address that failed), NotPermitted, BusMasterDisabled, MappingPoisoned,
         DmaWouldDeadlock (memory by message, from a handler that the driver waits for), DmaError.
         """
+        data = dma_read(self._address, address, length, space)  # at once where nothing is in the way
+        if data is not None:
+            return data
         try:
             return self._memory.read(address, length, space)
         except NotMapped as error:
@@ -80,6 +85,8 @@ class DeviceMemory:
 
     def write(self, address: int, data: Buffer, *, space: int = 0) -> None:
         """Store bytes; the driver sees them before any interrupt that is raised later. Raises: as `read`."""
+        if dma_write(self._address, address, data, space):
+            return
         try:
             self._memory.write(address, data, space)
         except NotMapped as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from umdev._native import ffi
@@ -18,6 +17,8 @@ from .layout import Layout, Slot
 from .registers import Register
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from .blocks import Block
     from .dispatch import NativeDevice
 
@@ -44,9 +45,9 @@ class Region:
         self._state = cells = memoryview(ffi.buffer(storage)).cast("B")
         self._cells = {width: cells.cast(form) for width, form in FORMATS.items()}
         self._address = int(ffi.cast("uintptr_t", storage))
-        self.reads = _Bound(self, "read")
-        """on_read handlers by slot, bound at first use."""
-        self.writes = _Bound(self, "write")
+        self.reads: list[Callable[..., Any] | None] = []
+        """on_read handlers by slot, None before the first use; empty before the first of all (see `bind`)."""
+        self.writes: list[Callable[..., Any] | None] = []
         self._descriptor: int | None = None
         self._memory: mmap.mmap | None = None
         native.add_region(index, self.size)
@@ -105,8 +106,14 @@ class Region:
                 found += [Doorbell(self.index, RegionOffset(offset), slot.width, told) for offset in offsets]
         return tuple(sorted(found, key=lambda doorbell: doorbell.offset))
 
-    def handler(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
-        """The method that handles an event, bound to its live block."""
+    def bind(self, slot: int, event: Literal["read", "write"]) -> Callable[..., Any]:
+        """For the core: the method that handles an event, bound to its live block when it is first needed.
+
+        So an instance costs only what is used.
+        """
+        handlers = self.reads if event == "read" else self.writes
+        if not handlers:
+            handlers += [None] * len(self.layout.slots)
         found = self.layout.slots[slot]
         block = self.block
         for part in found.path.split(".")[:-1]:
@@ -114,11 +121,12 @@ class Region:
             placed = getattr(block, name)
             block = placed[int(number[:-1])] if number else placed
         method: Callable[..., Any] = getattr(block, found.owner.handlers[found.name, event])
+        handlers[slot] = method
         return method
 
-    def handler_path(self, slot: int) -> str:
-        """For the core: names a handler."""
-        return f"{self.name}.{self.layout.slots[slot].path}"
+    def failed(self, slot: int, error: BaseException) -> None:
+        """For the core: a handler raised."""
+        self.native.report(error, f"{self.name}.{self.layout.slots[slot].path}")
 
     # Windows.
 
@@ -233,19 +241,6 @@ class Region:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-class _Bound(dict[int, Callable[..., Any]]):
-    """Handlers by slot, bound when they are first needed, so that an instance costs only what is used."""
-
-    def __init__(self, region: Region, event: Literal["read", "write"]) -> None:
-        super().__init__()
-        self._region = region
-        self._event: Literal["read", "write"] = event
-
-    def __missing__(self, slot: int) -> Callable[..., Any]:
-        handler = self[slot] = self._region.handler(slot, self._event)
-        return handler
 
 
 def _fitting(path: str, value: Any, width: int, count: int, array: bool) -> bytes | list[int]:

@@ -13,6 +13,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from umdev._calls import dma_read, dma_write
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
 from umdev.errors import Conflict, InvalidArgument, NotSupported, StateError, UmdevError
@@ -39,8 +40,8 @@ SECTION_MAX: int = lib.UMDEV_MEMORY_SECTION_MAX
 ADDRESS_END = 1 << 64
 """One past the last bus address."""
 
-SCRATCH = 1 << 16
-"""Up to this many bytes are read through a buffer that is used again."""
+SMALL = 1 << 16
+"""Up to so many bytes are read without a look at the maps first: what is allocated for nothing is as small."""
 
 ListenerT = TypeVar("ListenerT")
 
@@ -48,14 +49,6 @@ _BYTES = ffi.typeof("char[]")
 _ADDRESS = ffi.typeof("uint64_t *")
 _transfer = lib.umdev_memory_transfer
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
-_poisonings = ffi.addressof(lib, "umdev_guard_poisonings")
-_Hit = tuple[int, int, Any, int]  # first address, end, the memory, _poisonings when it was known to be sound
-_NO_HIT: _Hit = (0, 0, b"", -1)
-
-
-def _new_scratch() -> tuple[Any, Any, Any]:
-    scratch = _new_bytes(_BYTES, SCRATCH)
-    return scratch, ffi.buffer(scratch), ffi.new(_ADDRESS)
 
 
 class _Space:
@@ -106,6 +99,8 @@ class AddressSpace:
             raise MemoryError
         self.pointer: Any = ffi.gc(pointer, lib.umdev_memory_free)
         """The `umdev_memory *` for C code, valid as long as this object."""
+        self.address = int(ffi.cast("uintptr_t", pointer))
+        """The same as a number."""
         self._native = native
         if native is not None:
             lib.umdev_memory_set_device(self.pointer, native.pointer)
@@ -115,9 +110,6 @@ class AddressSpace:
         self._late_listeners: list[Callable[[Mapping], None]] = []
         self._change_listeners: list[Callable[[], None]] = []
         self._closed = False
-        self._hit = _NO_HIT  # a readable map of space 0 that has been read before; see `read`
-        self._misses = 0
-        self._scratch: list[tuple[Any, Any, Any]] = []
 
     # Maps.
 
@@ -183,7 +175,6 @@ class AddressSpace:
                     if mapping.iova < iova or mapping.end > end:
                         raise InvalidArgument(f"unmap of {iova:#x}+{length:#x} would split {mapping!r}")
                 if maps and gone:
-                    self._hit = _NO_HIT
                     _check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
                     for mapping in gone:
                         maps.drop(mapping)
@@ -198,7 +189,6 @@ class AddressSpace:
             with self._registry:
                 gone = [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
                 if gone:
-                    self._hit = _NO_HIT
                     _check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
                 self._spaces.clear()
             self._release(gone)
@@ -247,35 +237,8 @@ class AddressSpace:
         Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError; InvalidArgument
         for numbers that are no bus addresses.
         """
-        # The map hit last, without a call into C. Whatever takes the map away clears _hit before the memory changes, so
-        # what was copied counts only if _hit is still there. Scalars go the long way: they are never torn there.
-        first, end, memory, sound = hit = self._hit
-        if first <= iova and iova + length <= end and 8 < length <= SECTION_MAX and space == 0:
-            data: bytes = memory[iova - first : iova - first + length]
-            if self._hit is hit and _poisonings[0] == sound:
-                return data
-        if not 0 < length <= SCRATCH:
-            return self._read_long(iova, length, space)
-        # A pool instead of a buffer per thread: a signal handler may read in between.
-        try:
-            scratch, content, failed = self._scratch.pop()
-        except IndexError:
-            scratch, content, failed = _new_scratch()
-        try:
-            code = _transfer(self.pointer, space, iova, scratch, length, 0, failed)
-        except OverflowError:
-            _check_range(iova, length, space)
-            raise
-        data = content[:length]
-        where = failed[0] if code else 0
-        self._scratch.append((scratch, content, failed))
-        if code:
-            raise dma_error(-code, iova, length, where, space, write=False)
-        if length > 8 and space == 0:
-            self._misses += 1
-            if not self._misses & 7:
-                self._remember(iova)
-        return data
+        data = dma_read(self.address, iova, length, space)
+        return self._read_long(iova, length, space) if data is None else data
 
     def read_into(self, iova: int, buffer: Buffer, space: int = 0) -> None:
         """Fill a writable, contiguous buffer; after an error its content is undefined. Raises: as `read`."""
@@ -287,6 +250,8 @@ class AddressSpace:
 
         Raises: as `read`.
         """
+        if dma_write(self.address, iova, data, space):
+            return
         with ffi.from_buffer(_BYTES, data) as native:
             self._transfer(iova, native, len(native), space, write=True)
 
@@ -330,7 +295,6 @@ class AddressSpace:
     @bus_master.setter
     def bus_master(self, enabled: bool) -> None:
         with self._registry:
-            self._hit = _NO_HIT
             if lib.umdev_memory_set_bus_master(self.pointer, enabled):
                 raise StateError("bus mastering is turned off inside a reader section")
 
@@ -369,22 +333,11 @@ class AddressSpace:
             except Exception:  # what has changed has changed, whatever an observer makes of it
                 logger.exception("on_change listener failed")
 
-    def _remember(self, iova: int) -> None:
-        """Let `read` find the map at once next time. Called rarely: a reader of many maps must not pay for it."""
-        with self._registry:
-            sound = _poisonings[0]
-            maps = self._spaces.get(0)
-            mapping = maps.at(iova) if maps else None
-            if mapping is None or mapping.backing is None or mapping.poisoned or not self.bus_master:
-                return
-            if Protection.READ in mapping.protection:
-                # cffi's buffer, which keeps the memory as the memoryview does: a slice of it is bytes at once.
-                self._hit = (mapping.iova, mapping.end, mapping.backing.buffer.obj, sound)
-
     def _read_long(self, iova: int, length: int, space: int) -> bytes:
         if length == 0:
             return b""
-        self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
+        if not 0 < length <= SMALL:
+            self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
         native = _new_bytes(_BYTES, length)
         self._transfer(iova, native, length, space, write=False)
         return bytes(ffi.buffer(native))

@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 struct umdev_guard_slot *_Atomic umdev_guard_blocks[UMDEV_GUARD_BLOCKS];
-uint64_t umdev_guard_poisonings;
 
 static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER; /* adding and removing; never the handler */
 static uint32_t guard_search;                                  /* every slot below is taken */
@@ -48,7 +47,6 @@ static bool guard_poison(uintptr_t address)
         uint32_t protection = atomic_load(&slot->protection);
         /* Marked before the zeros appear, so that whoever reads them finds the mark. */
         atomic_store(&slot->poisoned, 1);
-        __atomic_fetch_add(&umdev_guard_poisonings, 1, __ATOMIC_SEQ_CST);
         return umdev_guard_replace(start, length, protection) == 0;
     }
     return false;

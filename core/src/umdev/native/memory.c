@@ -199,6 +199,32 @@ int umdev_memory_lookup(const umdev_table *table, uint32_t space, uint64_t iova,
     return 0;
 }
 
+/* The common case of a transfer: within one map, in memory of this process. False: not, for whatever reason. */
+static inline __attribute__((always_inline)) bool transfer_mapped(umdev_memory *memory, uint32_t space, uint64_t iova,
+                                                                  void *bytes, uint64_t length, bool write)
+{
+    bool done = false;
+    umdev_reader_begin();
+    const umdev_map_entry *entry = umdev_table_find(atomic_load(&memory->table), space, iova);
+    if (UMDEV_LIKELY(entry)) {
+        uint64_t offset = iova - entry->iova;
+        uint8_t *host = entry->host + offset;
+        if (UMDEV_LIKELY(entry->host && (entry->protection & (write ? UMDEV_WRITABLE : UMDEV_READABLE)) &&
+                         length <= entry->size - offset && atomic_load(&memory->bus_master))) {
+            umdev_copy(write ? host : bytes, write ? bytes : host, length, host);
+            done = !umdev_guard_slot_poisoned(entry->guard);
+        }
+    }
+    umdev_reader_end();
+    return done;
+}
+
+int umdev_memory_copy(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write)
+{
+    return write ? transfer_mapped(memory, space, iova, bytes, length, true)
+                 : transfer_mapped(memory, space, iova, bytes, length, false);
+}
+
 static int transfer_message(umdev_memory *memory, uint64_t iova, void *bytes, uint64_t length, int write)
 {
     /* The client waits for this very handler and so can't answer. */
@@ -275,10 +301,15 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
 
 int umdev_memory_read(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length)
 {
+    if (UMDEV_LIKELY(length <= UMDEV_MEMORY_SECTION_MAX && transfer_mapped(memory, space, iova, bytes, length, false)))
+        return 0;
     return umdev_memory_transfer(memory, space, iova, bytes, length, 0, NULL);
 }
 
 int umdev_memory_write(umdev_memory *memory, uint32_t space, uint64_t iova, const void *bytes, uint64_t length)
 {
-    return umdev_memory_transfer(memory, space, iova, (void *)(uintptr_t)bytes, length, 1, NULL);
+    void *source = (void *)(uintptr_t)bytes;
+    if (UMDEV_LIKELY(length <= UMDEV_MEMORY_SECTION_MAX && transfer_mapped(memory, space, iova, source, length, true)))
+        return 0;
+    return umdev_memory_transfer(memory, space, iova, source, length, 1, NULL);
 }

@@ -51,6 +51,9 @@ int umdev_memory_lookup(const umdev_table *table, uint32_t space, uint64_t iova,
  * An aligned transfer of 1, 2, 4 or 8 bytes is one access. After an error nothing at or after *failed was moved. */
 int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write,
                           uint64_t *failed);
+/* The common case of a transfer, which waits for nobody: within one map, in memory of this process. 1: done; 0: not, and
+ * umdev_memory_transfer says why, or does it. */
+int umdev_memory_copy(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write);
 int umdev_memory_read(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length);
 int umdev_memory_write(umdev_memory *memory, uint32_t space, uint64_t iova, const void *bytes, uint64_t length);
 
@@ -80,7 +83,6 @@ int umdev_memory_unpin(uint64_t address, uint64_t length);
 int umdev_guard_add(uint8_t *address, uint64_t length, uint32_t protection);
 void umdev_guard_remove(int slot);
 int umdev_guard_poisoned(int slot); /* 1: the file shrank; -1 is never poisoned */
-extern uint64_t umdev_guard_poisonings; /* how often that happened in this process; grows before the zeros appear */
 
 /* What the loopback guest's processor does to its own mapping. Aligned 1, 2, 4 and 8 bytes are one access. They may
  * fault for as long as a protector wishes, so Python calls them without the GIL. */

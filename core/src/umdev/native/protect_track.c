@@ -9,23 +9,33 @@ enum {
     SCAN_GAP = 64       /* pages; to scan over them is cheaper than another request */
 };
 
-/* As umdev_protect_mark for every page of the regions; a word of bits at a time, since there may be many. */
-static void mark_regions(umdev_protector *protector, int slot, const struct page_region *regions, int count)
+/* The regions ascend, so the bits of a word are gathered before they go to memory. */
+static void mark_client(const struct umdev_protect_bits *bits, uint64_t base, const struct page_region *regions,
+                        int count)
 {
-    uint64_t base = protector->ranges[slot].address;
-    for (umdev_protect_client *client = protector->clients; client; client = client->next) {
-        const uint64_t *watched = client->bits[slot].watched;
-        uint64_t *dirty = client->bits[slot].dirty;
-        for (int i = 0; i < count && watched && client->mode == UMDEV_PROTECT_TRACK; i++) {
-            uint64_t page = (regions[i].start - base) / UMDEV_PAGE, end = (regions[i].end - base) / UMDEV_PAGE;
-            while (page < end) {
-                uint64_t word = page / 64, rest = end - page;
-                uint64_t mask = rest < 64 ? ((uint64_t)1 << rest) - 1 : ~(uint64_t)0;
-                dirty[word] |= watched[word] & mask << (page % 64);
-                page = (word + 1) * 64;
+    uint64_t word = 0, gathered = 0;
+    for (int i = 0; i < count; i++) {
+        uint64_t page = (regions[i].start - base) / UMDEV_PAGE, end = (regions[i].end - base) / UMDEV_PAGE;
+        while (page < end) {
+            if (page / 64 != word) {
+                bits->dirty[word] |= bits->watched[word] & gathered;
+                word = page / 64;
+                gathered = 0;
             }
+            uint64_t rest = end - page;
+            gathered |= (rest < 64 ? ((uint64_t)1 << rest) - 1 : ~(uint64_t)0) << (page % 64);
+            page = (word + 1) * 64;
         }
     }
+    bits->dirty[word] |= bits->watched[word] & gathered;
+}
+
+/* As umdev_protect_mark for every page of the regions. */
+static void mark_regions(umdev_protector *protector, int slot, const struct page_region *regions, int count)
+{
+    for (umdev_protect_client *client = protector->clients; client; client = client->next)
+        if (client->mode == UMDEV_PROTECT_TRACK && client->bits[slot].watched)
+            mark_client(&client->bits[slot], protector->ranges[slot].address, regions, count);
 }
 
 static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64_t end)
@@ -106,22 +116,27 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
+    bool asynchronous = protector->asynchronous;
     int result = protector->lost || client->closed ? -ESRCH : client->mode == UMDEV_PROTECT_TRACK ? 0 : -EPERM;
-    if (!result && protector->asynchronous)
+    if (!result && asynchronous)
         result = scan_client(client);
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
     uint64_t count = 0;
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX && !result; slot++) {
         uint64_t *dirty = client->bits[slot].dirty;
         uint64_t end = dirty ? protector->ranges[slot].pages : 0;
-        for (uint64_t page = 0; page < end; page += 64) {
-            uint64_t *bits = &dirty[page / 64];
-            for (; *bits && count < capacity && !result; *bits &= *bits - 1) {
-                pages[count] = protector->ranges[slot].address + (page + (uint64_t)__builtin_ctzll(*bits)) * UMDEV_PAGE;
-                if (!protector->asynchronous)
+        uint64_t address = protector->ranges[slot].address;
+        for (uint64_t page = 0; page < end; page += 64, address += 64 * UMDEV_PAGE) {
+            uint64_t left = dirty[page / 64];
+            if (!left)
+                continue;
+            for (; left && count < capacity && !result; left &= left - 1) {
+                pages[count] = address + (uint64_t)__builtin_ctzll(left) * UMDEV_PAGE;
+                if (!asynchronous)
                     result = umdev_protect_run_add(&run, pages[count]);
                 count++;
             }
+            dirty[page / 64] = left;
         }
     }
     if (!result)

@@ -39,7 +39,7 @@ def build(folder: Path) -> None:
         ffi.emit_c_code(str(source))
         includes = [f"-I{sysconfig.get_path('include')}", f"-I{target / 'native'}"]
         includes.append(f"-I{CORE / 'src' / 'umdev' / 'include'}")
-        sources = [str(path) for path in (source, *sorted((target / "native").glob("*.c")))]
+        sources = [str(path) for path in (source, *sorted((target / "native").rglob("*.c")))]
         output = target / f"{module}.abi3.so"
         subprocess.run(["gcc", *FLAGS, *SANITIZERS, *includes, *sources, "-o", str(output)], check=True)
 

@@ -11,14 +11,14 @@ __all__ = ["ROWS", "select"]
 
 ROWS = (
     Row("vfio-user/read4/c", 1.10, messages.read_c),
-    Row("vfio-user/read4/python", 1.35, messages.read_python, reached=1.6),
+    Row("vfio-user/read4/python", 1.35, messages.read_python),
     Row("vfio-user/write4-posted/c", 0.18, messages.write_posted),
-    Row("memory/read4k/c", 1.15, memory.read_c, reached=1.35),
-    Row("memory/read4k/python", 6.0, memory.read_python, reached=10.0),
+    Row("memory/read4k/c", 1.15, memory.read_c),
+    Row("memory/read4k/python", 6.0, memory.read_python),
     Row("memory/lookup1/c", 1.3, memory.lookup_one),
     Row("memory/lookup1000/c", 1.3, memory.lookup_thousand),
     Row("kvm/mmio/c", 1.03, kvm.mmio_c, reached=1.2),
-    Row("kvm/mmio/python", 1.15, kvm.mmio_python, reached=1.7),
+    Row("kvm/mmio/python", 1.15, kvm.mmio_python, reached=1.3),
     Row("protect/trap/c", 1.2, protect.trap_c),
     Row("protect/trap/python", 1.5, protect.trap_python),
     Row("protect/arm", 1.2, protect.arm),
