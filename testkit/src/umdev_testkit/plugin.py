@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from umdev_testkit.fixtures import LinuxGuests
     from umdev_testkit.kvm_guest import KvmGuest
+    from umdev_testkit.xen_guest import XenGuest
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known to projects that check them strictly."""
     config.addinivalue_line("markers", "guest: needs a real guest under QEMU (fetched by the test kit)")
     config.addinivalue_line("markers", "kvm: needs /dev/kvm")
+    config.addinivalue_line("markers", "xen: needs the real Xen test bed")
 
 
 @pytest.fixture
@@ -48,6 +50,18 @@ def kvm_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KvmGuest]:
     from umdev_testkit.kvm_guest import KvmGuest
 
     with KvmGuest(tmp_path_factory.mktemp("kvm-guest"), timeout=1800) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def xen_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenGuest]:
+    """A real Xen and its dom0, whatever this machine has: `xen_guest.pytest("tests/...")` runs tests in dom0.
+
+    One bed serves all tests of a module; see `umdev_testkit.xen_guest.XenGuest`.
+    """
+    from umdev_testkit.xen_guest import XenGuest
+
+    with XenGuest(tmp_path_factory.mktemp("xen-guest"), timeout=1800) as guest:
         yield guest
 
 
