@@ -19,6 +19,7 @@ from umdev_testkit.guest import GuestConfig
 from umdev_testkit.host_root import MODULES, ROOT, SHARE, HostRootGuest
 from umdev_testkit.initramfs import busybox
 from umdev_testkit.kernels import kernel
+from umdev_testkit.xen_helper import build
 from umdev_testkit.xen_image import xen_image
 
 if TYPE_CHECKING:
@@ -86,8 +87,11 @@ class XenGuest(HostRootGuest):
         super().__init__(config, folder, _ENVIRONMENT)
 
     def fetch(self) -> None:
-        """Fetch Xen, and the kernel and busybox that domains boot. Raises: FetchError."""
-        xen_image()
+        """Fetch Xen, and the kernel and busybox that domains boot; compile the helper that builds domains.
+
+        Raises: FetchError, CompileFailed.
+        """
+        build()
         kernel("cloud")
         busybox()
 
@@ -103,9 +107,11 @@ def _prepare() -> str:
     """
     image = xen_image()
     lines = ["set -e", "test -d /sys/hypervisor || { echo no Xen below; exit 1; }", "mount -t xenfs xenfs /proc/xen"]
-    lines += [f"mkdir -p {_LIBRARIES} {_PROGRAMS} {CONSOLES} /run/lock /var/lib/xen /var/lib/xenstored /var/log/xen /etc/xen"]
+    lines += [
+        f"mkdir -p {_LIBRARIES} {_PROGRAMS} {CONSOLES} /run/lock /var/lib/xen /var/lib/xenstored /var/log/xen /etc/xen"
+    ]
     lines += ["ln -s /run /var/run", ": >/etc/xen/xl.conf"]
-    lines += [f"ln -s {shlex.quote(str(path))} {_LIBRARIES}/" for path in image.loadable]
+    lines += [f"ln -s {shlex.quote(str(path))} {_LIBRARIES}/" for path in (*image.loadable, build())]
     for tool in (*_TOOLS, "xenstored", "xen-init-dom0", "xenconsoled"):
         command = f'exec chroot /proc/1/root {shlex.join(image.tool(tool, ROOT))} "$@"'
         lines += [f"printf '%s\\n' '#!/bin/sh' {shlex.quote(command)} >{_PROGRAMS}/{tool}"]
