@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import struct
 import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,11 @@ from umdev_testkit.errors import GuestDied, GuestTimedOut
 from umdev_testkit.xen_helper import check, load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
-__all__ = ["EXIT_PORT", "PAGE", "ShutdownReason", "XenDomain", "domains"]
+__all__ = ["EXIT_PORT", "PAGE", "DomainState", "ShutdownReason", "XenDomain", "domain_state", "domains"]
 
 PAGE = 4096
 EXIT_PORT = 0xF4
@@ -46,6 +48,18 @@ class ShutdownReason(IntEnum):
     SUSPEND = 2
     CRASH = 3
     WATCHDOG = 4
+
+
+@dataclass(frozen=True)
+class DomainState:
+    """How a domain is: whether there is one of that number; destroyed, with pages that somebody has mapped still; why
+    it has shut down, if it has; how many pages it has.
+    """
+
+    exists: bool
+    dying: bool
+    shutdown: ShutdownReason | None
+    pages: int
 
 
 class XenDomain:
@@ -83,10 +97,8 @@ class XenDomain:
         self._payload: tuple[bytes, int, int] | None = None
         self._model: Any = None
         self._domid: int | None = None
-        error = self._ffi.new("int *")
-        self._xen = self._lib.umdev_xen_open(error)
-        if self._xen == self._ffi.NULL:
-            check(error[0], "xc_interface_open")
+        self._handle = ExitStack()
+        self._xen = self._handle.enter_context(_opened())
         try:
             self._create()
         except BaseException:
@@ -193,10 +205,10 @@ class XenDomain:
 
         Raises: GuestDied when there is no such domain any more.
         """
-        state = self._state(self.domid)
+        state = _state(self._xen, self.domid)
         if not state.exists or state.dying:
             raise GuestDied(f"domain {self.domid} was destroyed")
-        return ShutdownReason(state.reason) if state.shutdown else None
+        return state.shutdown
 
     def shutdown(self, reason: ShutdownReason = ShutdownReason.POWEROFF) -> None:
         """Order it to stop, as if it had done so itself: it stays, with its memory, until it is destroyed.
@@ -226,7 +238,7 @@ class XenDomain:
             self._model = None
         if self._domid is not None:
             domid, self._domid = self._domid, None
-            if self._state(domid).exists:
+            if _state(self._xen, domid).exists:
                 check(self._lib.umdev_xen_domain_destroy(self._xen, domid), "xc_domain_destroy")
 
     def recreate(self) -> int:
@@ -240,12 +252,8 @@ class XenDomain:
 
     def close(self) -> None:
         """Destroy the domain and release everything; may be called twice."""
-        if self._xen is not None:
-            try:
-                self.destroy()
-            finally:
-                self._lib.umdev_xen_close(self._xen)
-                self._xen = None
+        with self._handle:
+            self.destroy()
 
     def _create(self) -> None:
         number = self._ffi.new("uint32_t *")
@@ -255,11 +263,6 @@ class XenDomain:
         self._paused = 1
         for address, size in self.ranges:
             self.populate(address, size)
-
-    def _state(self, domid: int) -> Any:
-        state = self._ffi.new("umdev_xen_state *")
-        check(self._lib.umdev_xen_domain_state(self._xen, domid, state), "xc_domain_getinfo")
-        return state
 
     def _copied(self, done: int, address: int, length: int) -> None:
         if done:
@@ -272,12 +275,35 @@ def domains() -> list[int]:
     Raises: NotSupported outside the test bed; HypervisorError.
     """
     ffi, lib = load()
-    error, count, numbers = ffi.new("int *"), ffi.new("uint32_t *"), ffi.new("uint32_t[]", _MOST_DOMAINS)
+    count, numbers = ffi.new("uint32_t *"), ffi.new("uint32_t[]", _MOST_DOMAINS)
+    with _opened() as xen:
+        check(lib.umdev_xen_domain_list(xen, _MOST_DOMAINS, numbers, count), "xc_domain_getinfo")
+    return [int(number) for number in numbers[0 : count[0]]]
+
+
+def domain_state(domid: int) -> DomainState:
+    """Tell how any domain is. Raises: NotSupported outside the test bed; HypervisorError."""
+    with _opened() as xen:
+        return _state(xen, domid)
+
+
+def _state(xen: Any, domid: int) -> DomainState:
+    ffi, lib = load()
+    state = ffi.new("umdev_xen_state *")
+    check(lib.umdev_xen_domain_state(xen, domid, state), "xc_domain_getinfo")
+    reason = ShutdownReason(state.reason) if state.shutdown else None
+    return DomainState(bool(state.exists), bool(state.dying), reason, int(state.pages))
+
+
+@contextmanager
+def _opened() -> Iterator[Any]:
+    """A handle of the helper library."""
+    ffi, lib = load()
+    error = ffi.new("int *")
     xen = lib.umdev_xen_open(error)
     if xen == ffi.NULL:
         check(error[0], "xc_interface_open")
     try:
-        check(lib.umdev_xen_domain_list(xen, _MOST_DOMAINS, numbers, count), "xc_domain_getinfo")
+        yield xen
     finally:
         lib.umdev_xen_close(xen)
-    return [int(number) for number in numbers[0 : count[0]]]

@@ -33,6 +33,7 @@ BED = "UMDEV_XEN_BED"
 _DOM0_MEMORY = 768  # MiB: Linux, Python and pytest; the rest is Xen's and the domains'
 _MODULES = ("xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs")
 _TOOLS = ("xl", "xenstore-exists", "xenstore-list", "xenstore-ls", "xenstore-read", "xenstore-rm", "xenstore-write")
+_FOLDERS = "/etc/xen /run/lock /var/lib/xen /var/lib/xenstored /var/log/xen"  # that the tools want
 _LIBRARIES = "/run/xen-libraries"
 _PROGRAMS = "/run/xen-programs"
 CONSOLES = "/run/xen-consoles"
