@@ -1,7 +1,8 @@
 """What payloads of bare Xen domains have in common: configuration space, results, interrupts.
 
 Macros: `config_write slot, offset, value`, `config_read slot, offset` (into EAX), `result n` (from EAX),
-`wait_for address, value`, `interrupts_on`.
+`wait_for address, value`, `interrupts_on`, and after it `handler n, label` for code of one's own at vector 0x20 + n,
+which ends with `jmp handled`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,16 @@ _MACROS = f"""
 .endm
 .macro interrupts_on
     call set_up_interrupts
+.endm
+.macro handler number, label
+    mov eax, offset \label
+    mov ebx, eax
+    and eax, 0xffff
+    or eax, 0x100000
+    mov [{_IDT:#x} + 8 * (0x20 + \number)], eax
+    and ebx, 0xffff0000
+    or ebx, 0x8e00
+    mov [{_IDT + 4:#x} + 8 * (0x20 + \number)], ebx
 .endm
 """
 _INTERRUPTS = f"""

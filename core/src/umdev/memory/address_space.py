@@ -128,14 +128,16 @@ class AddressSpace:
         *,
         descriptor: int | None = None,
         offset: int = 0,
+        host: HostVirt | None = None,
         protection: Protection = Protection.READ | Protection.WRITE,
         space: int = 0,
     ) -> Mapping:
         """Add a map; all numbers are in bytes and multiples of a page.
 
         `descriptor` is borrowed for the call: a memfd or another file on tmpfs or hugetlbfs that holds
-        `offset + length` bytes. None: the memory is reachable by message only (see `set_messages`). After an error
-        nothing has changed.
+        `offset + length` bytes. `host`: the bus has mapped the memory there by its own means, and gives the range away:
+        zeros replace it at the unmap, and it is unmapped (munmap) when nothing points to it any more. Neither: the
+        memory is reachable by message only (see `set_messages`). After an error nothing has changed.
 
         Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), UmdevError (too many maps, no memory).
         """
@@ -154,13 +156,21 @@ class AddressSpace:
             taken = maps.overlapping(iova, end)
             if taken:
                 raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
-            backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
+            if host is not None:
+                backing: Backing | None = Backing.adopt(host, length, protection)
+            else:
+                backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
             mapping = Mapping(Iova(iova), length, protection, space, backing)
             entry = ffi.new("umdev_map_entry *")
             entry.space, entry.protection, entry.iova, entry.size = space, protection.value, iova, length
             entry.host = ffi.NULL if backing is None else backing.native.host
             entry.guard = -1 if backing is None else backing.guard
-            _check_table(lib.umdev_memory_insert(self.pointer, entry))
+            try:
+                _check_table(lib.umdev_memory_insert(self.pointer, entry))
+            except BaseException:
+                if host is not None and backing is not None:
+                    backing.give_back()
+                raise
             maps.add(mapping)
             self._spaces[space] = maps
         self._changed()
@@ -191,6 +201,24 @@ class AddressSpace:
         if gone:
             self._changed()
         return gone
+
+    def evict(self, mapping: Mapping) -> bool:
+        """Unmap one map for the time being, as a bus does that maps on demand; False where a view of it is open.
+
+        Otherwise as `unmap`: models that keep host addresses are told, and ask anew.
+        """
+        with self._device_locked():
+            with self._registry:
+                maps = self._spaces.get(mapping.space)
+                backing = mapping.backing
+                if maps is None or maps.at(mapping.iova) is not mapping or (backing is not None and backing.views):
+                    return False
+                self._hit = _NO_HIT
+                _check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
+                maps.drop(mapping)
+            self._release([mapping])
+        self._changed()
+        return True
 
     def unmap_all(self) -> list[Mapping]:
         """Remove every map of every space, as `unmap` does."""
@@ -298,9 +326,7 @@ class AddressSpace:
 
         Raises: as `read`, and NotSupported for a range in two maps or reachable by message only.
         """
-        mapping, backing = self._locate(iova, length, space, Protection.WRITE if write else Protection.READ)
-        if not self.bus_master:
-            raise dma_error(errno.EPERM, iova, length, iova, space, write=write)
+        mapping, backing = self._hold(iova, length, space, Protection.WRITE if write else Protection.READ)
         start = iova - mapping.iova
         view = backing.buffer[start : start + length]
         if not write:
@@ -308,6 +334,8 @@ class AddressSpace:
         try:
             yield view
         finally:
+            with self._registry:
+                backing.views -= 1
             # Somebody still exports it (a numpy array): it stays valid as long as that lives.
             with contextlib.suppress(BufferError):
                 view.release()
@@ -413,6 +441,18 @@ class AddressSpace:
                 reached = mapping.end
         if reached < end:
             raise dma_error(errno.EFAULT, iova, length, reached, space, write=write)
+
+    def _hold(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
+        """The map of a range for a view, which keeps it from being evicted."""
+        while True:
+            mapping, backing = self._locate(iova, length, space, protection)
+            if not self.bus_master:
+                raise dma_error(errno.EPERM, iova, length, iova, space, write=Protection.WRITE in protection)
+            with self._registry:
+                maps = self._spaces.get(space)
+                if maps is not None and maps.at(iova) is mapping:
+                    backing.views += 1
+                    return mapping, backing
 
     def _locate(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
         end = _check_range(iova, length, space)

@@ -66,6 +66,8 @@ typedef struct umdev_backing {
  * file), -EACCES (not opened for this), -EINVAL, -ENOMEM. */
 int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, uint32_t protection,
                               umdev_backing *ret);
+/* Take over memory that the caller has mapped, whole pages. 0, -EINVAL (crooked), -ENOMEM; then it stays the caller's. */
+int umdev_memory_backing_adopt(void *base, uint64_t length, uint32_t protection, umdev_backing *ret);
 /* Anonymous zeros take the place of the file; pointers stay valid. 0 or a negative errno. */
 int umdev_memory_backing_detach(const umdev_backing *backing);
 void umdev_memory_backing_close(umdev_backing *backing);

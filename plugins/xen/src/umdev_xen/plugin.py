@@ -1,0 +1,114 @@
+"""The plugin objects: the bus that a domain's ioreq server is, and the services of Xen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from umdev.bus import Bound
+from umdev.hookspecs import hookimpl
+
+from .domain import Domain
+from .memory import ForeignMapper, MappingPins
+
+if TYPE_CHECKING:
+    from umdev.addresses import HostVirt, Iova
+    from umdev.bus import AddressSpace, Attachment
+    from umdev.device import Device
+    from umdev.services import (
+        Area,
+        Decline,
+        InterruptSink,
+        MemoryMapper,
+        PagePinner,
+        Passthrough,
+        Protection,
+        Translator,
+        Trap,
+    )
+
+
+class CacheTranslator:
+    """Service 7: the domain's p2m by way of the mappings that are cached."""
+
+    mechanism = "p2m by the mapping cache"
+
+    def __init__(self, memory: AddressSpace) -> None:
+        self._memory = memory
+
+    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
+        """Raises: NotMapped, NotPermitted."""
+        return self._memory.translate(address, length, protection, space)
+
+    def close(self) -> None:
+        """The maps end with the attachment."""
+
+
+class XenBus:
+    """Entry point `xen` in the group `umdev.buses`: devices in the PCI slots of a domain."""
+
+    name = "xen"
+    preference = 10
+
+    @hookimpl
+    def umdev_trap_region(self, region: int) -> Trap:
+        """Xen sends accesses to the ring page; C gives them to the dispatcher."""
+        if region == 7:
+            return Bound("ioreq server: configuration requests")
+        return Bound("ioreq server ranges, dispatched in C")
+
+    @hookimpl
+    def umdev_passthrough_area(self, attachment: Attachment, area: Area, decline: Decline) -> Passthrough | None:
+        """Pages of the domain under the area, which follow the BAR."""
+        decline("its pages would have to be the domain's own")
+        return None
+
+    @hookimpl
+    def umdev_connect_interrupts(self, attachment: Attachment) -> InterruptSink:
+        """By hypercall."""
+        endpoint = attachment.endpoint
+        if isinstance(endpoint, Domain) and not endpoint.type.delivers_intx:
+            return Bound("inject_msi for MSI and MSI-X; this domain has no INTx")
+        return Bound("inject_msi for MSI and MSI-X, set_pci_intx_level for INTx")
+
+    @hookimpl
+    def umdev_map_memory(self, attachment: Attachment, decline: Decline) -> MemoryMapper | None:
+        """By foreign mappings."""
+        endpoint = attachment.endpoint
+        if not isinstance(endpoint, Domain):
+            decline("this attachment belongs to no domain")
+            return None
+        mapper = ForeignMapper(attachment, endpoint.handles, endpoint.cache)
+        endpoint.adopt_mapper(attachment, mapper)
+        return mapper
+
+    @hookimpl
+    def umdev_device_reset(self, device: Device) -> None:
+        """BARs are where reset put them: nowhere."""
+        endpoint = device.attachment.endpoint if device.attachment is not None else None
+        if isinstance(endpoint, Domain) and not endpoint.ended:
+            endpoint.bridge.synchronise()
+
+
+class XenHypervisor:
+    """Entry point `xen` in the group `umdev.hypervisors`: services for devices of a `Domain`."""
+
+    name = "xen"
+
+    @hookimpl
+    def umdev_pin_pages(self, attachment: Attachment, decline: Decline) -> PagePinner | None:
+        """The mapping's references."""
+        endpoint = attachment.endpoint
+        mapper = endpoint.mapper(attachment) if isinstance(endpoint, Domain) else None
+        if mapper is None:
+            decline("this attachment has no foreign mappings")
+            return None
+        return MappingPins(mapper)
+
+    @hookimpl
+    def umdev_translate(self, attachment: Attachment) -> Translator:
+        """The cached mappings."""
+        return CacheTranslator(attachment.memory)
+
+
+bus = XenBus()
+hypervisor = XenHypervisor()
