@@ -33,7 +33,7 @@ BED = "UMDEV_XEN_BED"
 _DOM0_MEMORY = 768  # MiB: Linux, Python and pytest; the rest is Xen's and the domains'
 _MODULES = ("xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs")
 _TOOLS = ("xl", "xenstore-exists", "xenstore-list", "xenstore-ls", "xenstore-read", "xenstore-rm", "xenstore-write")
-_FOLDERS = "/etc/xen /run/lock /var/lib/xen /var/lib/xenstored /var/log/xen"  # that the tools want
+_FOLDERS = "/etc/xen /run/lock /run/xen /var/lib/xen /var/lib/xenstored /var/log/xen"  # that the tools want
 _LIBRARIES = "/run/xen-libraries"
 _PROGRAMS = "/run/xen-programs"
 CONSOLES = "/run/xen-consoles"
@@ -108,9 +108,7 @@ def _prepare() -> str:
     """
     image = xen_image()
     lines = ["set -e", "test -d /sys/hypervisor || { echo no Xen below; exit 1; }", "mount -t xenfs xenfs /proc/xen"]
-    lines += [
-        f"mkdir -p {_LIBRARIES} {_PROGRAMS} {CONSOLES} /run/lock /var/lib/xen /var/lib/xenstored /var/log/xen /etc/xen"
-    ]
+    lines += [f"mkdir -p {_LIBRARIES} {_PROGRAMS} {CONSOLES} {_FOLDERS}"]
     lines += ["ln -s /run /var/run", ": >/etc/xen/xl.conf"]
     lines += [f"ln -s {shlex.quote(str(path))} {_LIBRARIES}/" for path in (*image.loadable, build())]
     for tool in (*_TOOLS, "xenstored", "xen-init-dom0", "xenconsoled"):
@@ -123,6 +121,8 @@ def _prepare() -> str:
         "for attempt in $(seq 100); do xenstore-exists / 2>/dev/null && break; sleep 0.1; done",
         "xen-init-dom0 >/dev/null",
         f"xenconsoled --log=guest --log-dir={CONSOLES}",
+        "for attempt in $(seq 100); do [ -s /run/xen/xenconsoled.pid ] && break; sleep 0.1; done",
+        "kill -0 $(cat /run/xenstored.pid) $(cat /run/xen/xenconsoled.pid)",
         "xl info >/dev/null",
     ]
     return "\n".join(lines)

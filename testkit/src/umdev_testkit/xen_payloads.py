@@ -46,14 +46,14 @@ _MACROS = f"""
     call set_up_interrupts
 .endm
 .macro handler number, label
-    mov eax, offset \label
+    mov eax, offset \\label
     mov ebx, eax
     and eax, 0xffff
     or eax, 0x100000
-    mov [{_IDT:#x} + 8 * (0x20 + \number)], eax
+    mov [{_IDT + 0x100:#x} + 8 * \\number], eax
     and ebx, 0xffff0000
     or ebx, 0x8e00
-    mov [{_IDT + 4:#x} + 8 * (0x20 + \number)], ebx
+    mov [{_IDT + 0x104:#x} + 8 * \\number], ebx
 .endm
 """
 _INTERRUPTS = f"""
