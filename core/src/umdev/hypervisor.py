@@ -4,6 +4,7 @@ from .addresses import GuestPhys, HostVirt, Iova
 from .attach import Attachment
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
+from .memory.compare import ComparisonProtector
 from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
 from .memory.owner import LockOwner
@@ -25,6 +26,7 @@ from .services import (
 __all__ = [
     "AddressSpace",
     "Attachment",
+    "ComparisonProtector",
     "Decline",
     "GuestMemory",
     "GuestPhys",

@@ -59,7 +59,7 @@ class Backing:
         if code:
             raise backing_error(code, -1, address, length)
         backing = cls.__new__(cls)
-        backing._fill(native, length, protection, None, 0)
+        backing._fill(native, length, protection, None, 0)  # noqa: SLF001  # a new one of this very class
         return backing
 
     def give_back(self) -> None:

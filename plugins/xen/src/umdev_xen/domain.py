@@ -8,22 +8,28 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from umdev.addresses import PAGE_SIZE
 from umdev.bus import Attachment, AttachmentState, IrqIndex
 from umdev.errors import HypervisorError, NotSupported, StateError
 
 from . import native as loops
 from .bridge import Bridge
+from .emulate import Emulator
 from .handles import Handles
+from .helper import Helper
 from .libraries import EVENT_CHANNEL
 from .memory import CACHE
 from .native import Native, NativeVcpu
+from .passthrough import PassedWindow, PassedWindows, Shelf
 from .server import IoreqServer
 from .toolstack import DomainType, domain_type
+from .track import DirtyTracker
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from umdev.bus import Area
     from umdev.device import Device
 
     from .memory import ForeignMapper
@@ -54,13 +60,15 @@ class Domain:
         host_bridge: bool = False,
         intx: bool | None = None,
         cache: int = CACHE,
+        helper: Helper | None = None,
     ) -> None:
         """Attach to domain `domid`, best while it is paused.
 
         `restrict`: give up this process's access to any other domain first (see `Handles`). `host_bridge`: be the PCI
         host bridge 00:00.0, which a PVH domain has none of. `intx`: whether the domain has interrupt controllers for
         INTx; None asks the toolstack, and takes a domain that it knows nothing of for HVM. `cache`: bytes of guest
-        memory that each device keeps mapped.
+        memory that each device keeps mapped. `helper`: gives the domain memory for windows that are passed through;
+        closed with the domain. None starts one when a device has a window, which takes the user's rights to do so.
 
         Raises: NotSupported (no Xen's libraries, or too old), HypervisorError (no Xen here, no such domain), Conflict.
         """
@@ -75,6 +83,9 @@ class Domain:
         self._threads: list[threading.Thread] = []
         self._closing = False
         self._mappers: dict[Attachment, ForeignMapper] = {}
+        self._windows: dict[Attachment, list[PassedWindow]] = {}
+        self._shelf = Shelf()
+        self._helper = helper or Helper(domid)
         self._handles = Handles(domid, restrict=restrict)
         try:
             self.server = IoreqServer(self._handles)
@@ -87,6 +98,10 @@ class Domain:
                 ]
                 self.bridge = Bridge(self._native, self.server, host_bridge=host_bridge)
                 """What is plugged, and where it answers."""
+                self.emulator = Emulator(domid, self._native, self.server)
+                """Pages whose stores come here."""
+                self.tracker = DirtyTracker(self._handles)
+                """Pages whose stores Xen notes down."""
             except BaseException:
                 self.server.close()
                 raise
@@ -156,8 +171,10 @@ class Domain:
             attachment.attach()
             try:
                 attachment.run()
-                self.bridge.plug(attachment, number, None, intx=intx)
+                windows = self._windows.pop(attachment, [])
+                self.bridge.plug(attachment, number, PassedWindows(windows) if windows else None, intx=intx)
             except BaseException:
+                self._windows.pop(attachment, None)
                 attachment.detach()
                 raise
             log.info("%s: %s in slot %d", self, device, number)
@@ -196,6 +213,13 @@ class Domain:
         """What maps guest memory for a device of this domain."""
         return self._mappers.get(attachment)
 
+    def pass_window(self, attachment: Attachment, area: Area) -> PassedWindow:
+        """Pages of the domain's own in place of a window. Raises: HypervisorError, NotSupported."""
+        window = PassedWindow(self._handles, self._helper, attachment, area, self._shelf.take(area.length // PAGE_SIZE))
+        window.open()
+        self._windows.setdefault(attachment, []).append(window)
+        return window
+
     # Inside.
 
     def _serve(self, index: int, vcpu: NativeVcpu) -> None:
@@ -211,7 +235,10 @@ class Domain:
                     if self.server.gone:
                         self._end_soon(f"{self} has gone")
                         return
-                elif kind != loops.STORE:
+                elif kind == loops.STORE:
+                    event = vcpu.event
+                    self.emulator.stored(int(event.address), int(event.value), int(event.length))
+                else:
                     code = int(vcpu.event.detail)
                     self._end_soon(f"the event channel of processor {index} failed with errno {code}")
                     return
@@ -219,8 +246,11 @@ class Domain:
                 log.exception("%s: a request of processor %d", self, index)
 
     def _flush(self) -> None:
+        """The guest has given memory back."""
         for mapper in list(self._mappers.values()):
             mapper.flush()
+        self.emulator.renew()
+        self.tracker.renew()
 
     def _end_soon(self, reason: str) -> None:
         """From a processor's thread, which the end waits for."""
@@ -244,6 +274,7 @@ class Domain:
             self.server.close()
             self._native.free()
             self._handles.close()
+            self._helper.close()
             self._ended.set()
 
     def _release(self, slot: int) -> None:

@@ -67,8 +67,8 @@ class Handles:
             TOOLCORE.call("xentoolcore_restrict_all", self.domain)
         except HypervisorError as error:
             raise Conflict(
-                f"this process can't be restricted to domain {self.domain} ({error}): it has handles of Xen's libraries "
-                "that belong to another domain, or that can't be restricted"
+                f"this process can't be restricted to domain {self.domain} ({error}): it has handles of Xen's "
+                "libraries that belong to another domain, or that can't be restricted"
             ) from error
         self.restricted = True
         _restricted[self.domain] = _restricted.get(self.domain, 0) + 1

@@ -1,7 +1,7 @@
 """Xen's stable libraries, loaded when they are used: cffi's ABI mode, so neither headers nor a compiler are needed.
 
-Prototypes are those of xendevicemodel.h, xenforeignmemory.h, xenevtchn.h, xencall.h, xentoolcore.h and xenstore.h; which
-version of a library brought a function is in its symbol versions (tools/libs/*/lib*.map of Xen's source).
+Prototypes are those of xendevicemodel.h, xenforeignmemory.h, xenevtchn.h, xencall.h, xentoolcore.h and xenstore.h;
+which version of a library brought a function is in its symbol versions (tools/libs/*/lib*.map of Xen's source).
 """
 
 from __future__ import annotations
@@ -130,6 +130,12 @@ class Library:
                 f"install {self.package} of a newer Xen"
             ) from None
 
+    def check(self) -> None:
+        """Raises: NotSupported for an absent library, or one without something that is needed."""
+        self._loaded()
+        for name in self.since:
+            self.function(name)
+
     def address(self, name: str) -> int:
         """Where the function is, for C. Raises: as `function`."""
         self.function(name)
@@ -189,6 +195,7 @@ _CAUSES = {
     ("xendevicemodel_map_io_range_to_ioreq_server", errno.ENOSPC): "an ioreq server has at most 256 ranges",
     ("xendevicemodel_create_ioreq_server", errno.ENOSPC): "a domain has at most 8 ioreq servers",
     ("xendevicemodel_create_ioreq_server", errno.EINVAL): "a PV domain has no device models: HVM or PVH is needed",
+    ("XENMEM_populate_physmap", errno.ENOMEM): "the domain may have no more memory: raise its maximum by xl mem-max",
     ("xendevicemodel_nr_vcpus", errno.EINVAL): "a PV domain has no device models: HVM or PVH is needed",
 }
 

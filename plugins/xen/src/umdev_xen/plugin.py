@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from umdev.bus import Bound
+from umdev.addresses import PAGE_MASK
+from umdev.bus import Bound, ProtectMode
+from umdev.errors import HypervisorError, NotSupported
 from umdev.hookspecs import hookimpl
 
+from .doctor import rows
 from .domain import Domain
+from .emulate import StoreProtector
 from .memory import ForeignMapper, MappingPins
+from .track import TrackProtector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from umdev.addresses import HostVirt, Iova
-    from umdev.bus import AddressSpace, Attachment
+    from umdev.bus import AddressSpace, Attachment, Row
     from umdev.device import Device
     from umdev.services import (
         Area,
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
         InterruptSink,
         MemoryMapper,
         PagePinner,
+        PageProtector,
         Passthrough,
         Protection,
         Translator,
@@ -59,8 +67,18 @@ class XenBus:
     @hookimpl
     def umdev_passthrough_area(self, attachment: Attachment, area: Area, decline: Decline) -> Passthrough | None:
         """Pages of the domain under the area, which follow the BAR."""
-        decline("its pages would have to be the domain's own")
-        return None
+        endpoint = attachment.endpoint
+        if not isinstance(endpoint, Domain):
+            decline("this attachment belongs to no domain")
+            return None
+        if (area.offset | area.length) & PAGE_MASK or attachment.device.region_infos[area.region].descriptor is None:
+            decline(f"region {area.region} has no memory file, or parts of pages")
+            return None
+        try:
+            return endpoint.pass_window(attachment, area)
+        except (HypervisorError, NotSupported) as error:
+            decline(str(error))
+            return None
 
     @hookimpl
     def umdev_connect_interrupts(self, attachment: Attachment) -> InterruptSink:
@@ -108,6 +126,21 @@ class XenHypervisor:
     def umdev_translate(self, attachment: Attachment) -> Translator:
         """The cached mappings."""
         return CacheTranslator(attachment.memory)
+
+    @hookimpl
+    def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:
+        """By page types, or by dirty tracking."""
+        endpoint = attachment.endpoint
+        if not isinstance(endpoint, Domain):
+            decline(f"{mode.value}: this attachment belongs to no domain")
+            return None
+        if mode is ProtectMode.TRACK:
+            return TrackProtector(endpoint.tracker, attachment)
+        return StoreProtector(endpoint.emulator, attachment, mode)
+
+    def doctor(self) -> Iterator[Row]:
+        """What Xen's libraries and this dom0 offer."""
+        return rows()
 
 
 bus = XenBus()

@@ -57,6 +57,13 @@ int umdev_xen_copy(umdev_xen *domain, uint64_t address, void *bytes, uint32_t le
     return result;
 }
 
+int umdev_xen_map_file(uint64_t address, uint64_t length, int fd, uint64_t offset)
+{
+    void *wanted = (void *)(uintptr_t)address;
+    void *found = mmap(wanted, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+    return found == MAP_FAILED ? -errno : 0;
+}
+
 void umdev_xen_forget(umdev_xen *domain)
 {
     pthread_mutex_lock(&domain->cache);

@@ -99,3 +99,6 @@ void umdev_xen_wire_free(umdev_xen_wire *wire);
 void umdev_xen_wire_set_msi(umdev_xen_wire *wire, uint64_t address, uint32_t data, uint32_t count);
 void umdev_xen_wire_level(void *wire, int level);
 void umdev_xen_wire_message(void *wire, uint32_t index, uint32_t vector, uint64_t address, uint32_t data);
+
+/* Put `length` bytes of a file in place of what is mapped at `address`. */
+int umdev_xen_map_file(uint64_t address, uint64_t length, int fd, uint64_t offset);
