@@ -83,7 +83,14 @@ def kvm_function() -> Iterator[Callable[[Device], Function]]:
     yield from _functions("kvm")
 
 
-@pytest.fixture(params=["loopback", "vfio-user", "vfio-user-messages", pytest.param("kvm", marks=pytest.mark.kvm)])
+@pytest.fixture(
+    params=[
+        "loopback",
+        "vfio-user",
+        "vfio-user-messages",
+        *(pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("kvm", "xen")),
+    ]
+)
 def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], Function]]:
     """`any_function(device)`: the test runs once on every bus of `umdev_testkit.functions.ATTACHMENTS`."""
     yield from _functions(request.param)
@@ -104,6 +111,8 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
             except NotFound as error:
                 pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
-                pytest.skip(f"{error} (these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py)")
+                pytest.skip(
+                    f"{error} (these tests run inside a TCG guest as well: plugins/{attachment}/tests/test_in_*.py)"
+                )
 
         yield attach

@@ -17,7 +17,7 @@ from .bridge import Bridge
 from .emulate import Emulator
 from .handles import Handles
 from .helper import Helper
-from .libraries import EVENT_CHANNEL
+from .libraries import DEVICE_MODEL, EVENT_CHANNEL
 from .memory import CACHE
 from .native import Native, NativeVcpu
 from .passthrough import PassedWindow, PassedWindows, Shelf
@@ -185,6 +185,10 @@ class Domain:
         with self._guard:
             self._expect_open("unplug")
             self._release(slot)
+
+    def inject(self, address: int, data: int) -> None:
+        """Send a message to the domain's interrupt controllers, as a function would. Raises: HypervisorError."""
+        DEVICE_MODEL.call("xendevicemodel_inject_msi", self._handles.device_model, self.domid, address, data)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end, seconds at most; whether it has come."""

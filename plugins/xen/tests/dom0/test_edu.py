@@ -40,7 +40,7 @@ def edu():
 
 
 def test_registers_and_dma(guest, edu, results):
-    with Domain(guest.domid, restrict=False) as domain:
+    with Domain(guest.domid) as domain:
         slot = domain.plug(edu, slot=4)
         guest.write(0x20000, bytes(range(64)))
         guest.load(
@@ -60,7 +60,7 @@ def test_registers_and_dma(guest, edu, results):
 
 
 def test_msi(guest, edu):
-    with Domain(guest.domid, restrict=False) as domain:
+    with Domain(guest.domid) as domain:
         slot = domain.plug(edu)
         msi = edu.config.registers["msi.control"][0] - 2
         guest.load(
@@ -79,7 +79,7 @@ def test_msi(guest, edu):
 
 def test_intx_is_a_level(guest, edu):
     """It comes again and again until the device is answered. Pin 16 + (4 * slot + slot / 8 + intx) mod 32 (Xen)."""
-    with Domain(guest.domid, restrict=False) as domain:
+    with Domain(guest.domid) as domain:
         slot = domain.plug(edu)
         entry = 0x10 + 2 * (16 + (4 * slot + (slot >> 3)) % 32)
         guest.load(
