@@ -14,6 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from umdev_testkit import qemu
 from umdev_testkit.errors import GuestFailed
 from umdev_testkit.guest import GuestConfig
 from umdev_testkit.host_root import MODULES, ROOT, SHARE, HostRootGuest
@@ -48,6 +49,10 @@ _ENVIRONMENT = {
 @dataclass(frozen=True)
 class _XenConfig(GuestConfig):
     """A guest whose kernel is dom0's, below Xen."""
+
+    def program(self) -> qemu.Qemu:
+        """Return the QEMU that runs Xen. Raises: FetchError."""
+        return qemu.for_xen()
 
     def arguments(self, image: Path, initrd: Path) -> list[str]:
         """QEMU's -kernel takes Xen's multiboot image, its -initrd the modules of it: dom0's kernel and initramfs."""
