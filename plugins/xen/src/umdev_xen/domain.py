@@ -57,7 +57,7 @@ class Domain:
         domid: int,
         *,
         restrict: bool = True,
-        host_bridge: bool = False,
+        host_bridge: bool | None = None,
         intx: bool | None = None,
         cache: int = CACHE,
         helper: Helper | None = None,
@@ -65,16 +65,19 @@ class Domain:
         """Attach to domain `domid`, best while it is paused.
 
         `restrict`: give up this process's access to any other domain first (see `Handles`). `host_bridge`: be the PCI
-        host bridge 00:00.0, which a PVH domain has none of. `intx`: whether the domain has interrupt controllers for
-        INTx; None asks the toolstack, and takes a domain that it knows nothing of for HVM. `cache`: bytes of guest
-        memory that each device keeps mapped. `helper`: gives the domain memory for windows that are passed through;
-        closed with the domain. None starts one when a device has a window, which takes the user's rights to do so.
+        host bridge 00:00.0; None: where the domain has none, which is PVH. `intx`: whether the domain has interrupt
+        controllers for INTx; None asks the toolstack, and takes a domain that it knows nothing of for HVM. `cache`:
+        bytes of guest memory that each device keeps mapped. `helper`: gives the domain memory for windows that are
+        passed through; closed with the domain. None starts one when a device has a window, which takes the user's
+        rights to do so.
 
         Raises: NotSupported (no Xen's libraries, or too old), HypervisorError (no Xen here, no such domain), Conflict.
         """
         self.domid = domid
         self.type = DomainType.of(intx) if intx is not None else domain_type(domid)
         """What the domain can deliver; read before the process is restricted."""
+        self.host_bridge = self.type is DomainType.PVH if host_bridge is None else host_bridge
+        """Whether this process is the domain's PCI host bridge."""
         self.cache = cache
         self.reason: str | None = None
         """Why it has ended, once it has."""
@@ -96,7 +99,7 @@ class Domain:
                     NativeVcpu(self._native, index, channel, EVENT_CHANNEL.call("xenevtchn_fd", channel), port)
                     for index, (channel, port) in enumerate(zip(self._handles.channels, self.server.ports, strict=True))
                 ]
-                self.bridge = Bridge(self._native, self.server, host_bridge=host_bridge)
+                self.bridge = Bridge(self._native, self.server, host_bridge=self.host_bridge)
                 """What is plugged, and where it answers."""
                 self.emulator = Emulator(domid, self._native, self.server)
                 """Pages whose stores come here."""

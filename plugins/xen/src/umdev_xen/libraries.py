@@ -163,9 +163,8 @@ class Library:
         try:
             return _open(self.soname)
         except OSError as error:
-            raise NotSupported(
-                f"{self.soname} can't be loaded ({error}): apt install {self.package}, or your system's Xen libraries"
-            ) from error
+            why = str(error).partition(".  ")[0]  # cffi goes on with where else it has looked
+            raise NotSupported(f"{why}: apt install {self.package}, or what your system calls it") from error
 
 
 def failure(call: str, code: int) -> HypervisorError:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_MASK
-from umdev.bus import Bound, ProtectMode
-from umdev.errors import HypervisorError, NotSupported
+from umdev.bus import Bound, ProtectMode, ServeOption
+from umdev.errors import HypervisorError, InvalidArgument, NotSupported
 from umdev.hookspecs import hookimpl
 
 from .doctor import rows
 from .domain import Domain
 from .emulate import StoreProtector
 from .memory import ForeignMapper, MappingPins
+from .served import Served
+from .toolstack import find_domain
 from .track import TrackProtector
 
 if TYPE_CHECKING:
@@ -56,6 +58,39 @@ class XenBus:
 
     name = "xen"
     preference = 10
+    serve_options = (
+        ServeOption("domain", "The domain, by its number or name (xl list).", required=True),
+        ServeOption("slot", "The PCI slot, 1 to 31; the lowest free one unless given."),
+        ServeOption("polled", "Its driver needs no interrupts: serve it where they can't be delivered.", flag=True),
+    )
+
+    def serve(
+        self,
+        device: Device,
+        *,
+        domain: str | int,
+        slot: str | int | None = None,
+        polled: bool = False,
+        host_bridge: bool | None = None,
+        restrict: bool = True,
+        path: str | None = None,
+        descriptor: int | None = None,
+    ) -> Served:
+        """Put the device into a slot of a domain, given by number or name; its end ends `Served.run`.
+
+        `path` is of no use here: Xen itself is the connection. Other options are those of `Domain` and `Domain.plug`.
+
+        Raises: InvalidArgument, NotFound (no such domain), and as `Domain` and `Domain.plug`.
+        """
+        del path
+        if descriptor is not None:
+            raise InvalidArgument("a device of a Xen domain is served by no socket: leave --fd out")
+        number = domain if isinstance(domain, int) else find_domain(domain)
+        try:
+            place = None if slot is None else int(slot)
+        except ValueError:
+            raise InvalidArgument(f"slot {slot!r}: a domain has slots 1 to 31") from None
+        return Served(device, number, slot=place, polled=polled, host_bridge=host_bridge, restrict=restrict)
 
     @hookimpl
     def umdev_trap_region(self, region: int) -> Trap:

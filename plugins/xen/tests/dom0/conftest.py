@@ -20,6 +20,7 @@ from umdev.device import (
     MemoryBar,
     PciId,
     Register,
+    Register8,
     RegisterArray,
     ResetKind,
     State,
@@ -67,7 +68,7 @@ class Registers(Block["Sample"]):
 class Queue(Block["Sample"]):
     """BAR 4: a FIFO of 64 bytes that every doubleword of the BAR leads to."""
 
-    words = RegisterArray(0, 4096, stride=4)
+    words = RegisterArray(0, Register, count=4096)
 
     @words.on_write
     def push(self, index: int, value: int) -> None:
@@ -92,7 +93,7 @@ class Table(Block["Sample"]):
 class Ports(Block["Sample"]):
     """BAR 5: the FIFO, a byte at a time, and what empties it."""
 
-    data = Register(0x0, width=1)
+    data = Register8(0x0)
     clear = Register(0x4, WO)
 
     @data.on_write
