@@ -18,7 +18,7 @@ _META = "umdev_cli.bus_options"
 
 
 class BusCommand(click.Command):
-    """A command with `--bus`. The options of that bus (`serve_options`) reach it as arguments that `given` sorts out."""
+    """A command with `--bus`. That bus's own options (`serve_options`) reach it as arguments that `given` sorts out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Look at `--bus` first. Raises: NotFound, PluginConflict, PluginError for the bus."""
