@@ -483,3 +483,43 @@ class TestEviction:
         assert space.evict(mapping)
         with pytest.raises(NotMapped), space.view(0, 16):
             pass
+
+
+class TestFilling:
+    """A bus that maps where a transfer meets no map."""
+
+    def test_a_transfer_goes_on_where_a_map_was_made(self, space, memfd):
+        asked = []
+
+        def fill(iova, length, protection, space_number):
+            asked.append((iova, length, protection, space_number))
+            if iova < 3 * MIB:
+                space.map(iova, MIB, descriptor=memfd, offset=iova)
+            return iova < 3 * MIB
+
+        space.set_filler(fill)
+        space.map(0, MIB, descriptor=memfd)
+        space.write(MIB - 4, b"x" * (MIB + 8))
+        assert asked == [(MIB, MIB + 4, Protection.WRITE, 0), (2 * MIB, 4, Protection.WRITE, 0)]
+        assert space.read(2 * MIB, 5) == b"xxxx\0"
+        asked.clear()
+        with pytest.raises(NotMapped) as error:
+            space.read(3 * MIB - 4, 8)
+        assert error.value.iova == 3 * MIB
+        assert asked == [(3 * MIB, 4, Protection.READ, 0)], "once for each place"
+        space.set_filler(None)
+        with pytest.raises(NotMapped):
+            space.read(4 * MIB, 8)
+        assert len(asked) == 1
+
+    def test_one_that_fails_or_lies_ends_in_no_map(self, space, caplog):
+        def fail(*_arguments):
+            raise RuntimeError("on purpose")
+
+        space.set_filler(fail)
+        with pytest.raises(NotMapped):
+            space.read(0, 8)
+        assert "on purpose" in caplog.text
+        space.set_filler(lambda *_arguments: True)
+        with pytest.raises(NotMapped):
+            space.write(0, b"x")

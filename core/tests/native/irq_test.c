@@ -301,21 +301,21 @@ static void test_msix(void)
 }
 
 /* As QEMU's vfio-user client does it: the table stays as after reset, and indexes are enabled by connecting them. */
-struct heard {
+struct message {
     uint32_t count, index, vector, data;
     uint64_t address;
 };
 
-static void hear(void *context, uint32_t index, uint32_t vector, uint64_t address, uint32_t data)
+static void hear_message(void *context, uint32_t index, uint32_t vector, uint64_t address, uint32_t data)
 {
-    struct heard *heard = context;
-    *heard = (struct heard){heard->count + 1, index, vector, data, address};
+    struct message *heard = context;
+    *heard = (struct message){heard->count + 1, index, vector, data, address};
 }
 
 static void test_message_listener(void)
 {
     umdev_irq *irq = umdev_irq_new(0, 4, 3);
-    struct heard heard = {0};
+    struct message heard = {0};
     int fd = new_event();
 
     CHECK(umdev_irq_connect(irq, MSIX, 1, fd) == 0);
@@ -324,7 +324,7 @@ static void test_message_listener(void)
     store(irq, 16 * 2 + 4, 7);
     store(irq, 16 * 2 + 8, 0x4321);
     CHECK(umdev_irq_signal(irq, 2) == 0 && pba(irq, 0) == 4); /* masked, and nobody listens */
-    umdev_irq_on_message(irq, hear, &heard);
+    umdev_irq_on_message(irq, hear_message, &heard);
     CHECK(heard.count == 0);
     store(irq, 16 * 2 + 12, 0);
     CHECK(heard.count == 1 && heard.index == MSIX && heard.vector == 2 && heard.data == 0x4321);
@@ -333,7 +333,7 @@ static void test_message_listener(void)
     CHECK(umdev_irq_signal(irq, 1) == 0 && heard.count == 2 && take(fd) == 0); /* in place of the eventfd */
     umdev_irq_on_message(irq, NULL, NULL);
     CHECK(umdev_irq_signal(irq, 2) == 0 && pba(irq, 0) == 4);
-    umdev_irq_on_message(irq, hear, &heard);
+    umdev_irq_on_message(irq, hear_message, &heard);
     CHECK(heard.count == 3 && heard.vector == 2); /* what pended for want of a listener */
     umdev_irq_set_state(irq, UMDEV_IRQ_MSI_ENABLED | MASTER);
     umdev_irq_set_msi(irq, 4, 0);

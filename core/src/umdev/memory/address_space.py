@@ -11,7 +11,8 @@ import errno
 import logging
 import threading
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
@@ -22,7 +23,7 @@ from .failures import POISONED, dma_error
 from .mapping import Backing, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from typing_extensions import Buffer
 
@@ -43,6 +44,7 @@ SCRATCH = 1 << 16
 """Up to this many bytes are read through a buffer that is used again."""
 
 ListenerT = TypeVar("ListenerT")
+Filler: TypeAlias = Callable[[Iova, int, Protection, int], bool]
 
 _BYTES = ffi.typeof("char[]")
 _ADDRESS = ffi.typeof("uint64_t *")
@@ -118,6 +120,8 @@ class AddressSpace:
         self._hit = _NO_HIT  # a readable map of space 0 that has been read before; see `read`
         self._misses = 0
         self._scratch: list[tuple[Any, Any, Any]] = []
+        self._fill: Filler | None = None
+        self._handle: Any = ffi.NULL  # what C knows this object by
 
     # Maps.
 
@@ -374,6 +378,22 @@ class AddressSpace:
         """
         lib.umdev_memory_set_messages(self.pointer, transfer, context)
 
+    def set_filler(self, fill: Filler | None) -> None:
+        """Whom to ask for a map where a transfer meets none, C handlers' included: `fill(iova, length, protection,
+        space)`, which says whether there is one now. It may be called with the device lock held, and by any thread.
+
+        Waits for calls of the old one that are under way.
+        """
+        self._fill = fill
+        self._handle = ffi.new_handle(self) if fill is not None else ffi.NULL
+        function = lib.umdev_memory_fill if fill is not None else ffi.NULL
+        lib.umdev_memory_set_filler(self.pointer, function, self._handle)
+
+    def fill(self, iova: int, length: int, protection: Protection, space: int) -> bool:
+        """For C: ask for a map."""
+        fill = self._fill
+        return fill is not None and fill(Iova(iova), length, protection, space)
+
     # Inside.
 
     def _device_locked(self) -> contextlib.AbstractContextManager[object]:
@@ -475,6 +495,16 @@ class AddressSpace:
         if mapping.poisoned:
             raise dma_error(POISONED, iova, length, iova, space, write=write)
         return mapping, backing
+
+
+@ffi.def_extern(name="umdev_memory_fill", error=0)  # type: ignore[untyped-decorator]  # cffi's handles are untyped
+def _fill(context: Any, space: int, iova: int, length: int, write: int) -> int:
+    try:
+        protection = Protection.WRITE if write else Protection.READ
+        return int(ffi.from_handle(context).fill(iova, length, protection, space))
+    except Exception:  # a plugin's mapper may raise anything; the transfer fails as it would have
+        logger.exception("no map could be made for %#x", iova)
+        return 0
 
 
 def _listen(listeners: list[ListenerT], listener: ListenerT) -> Callable[[], None]:

@@ -1,0 +1,20 @@
+"""The tests of this plugin that need a dom0, and the examples' own checks on a domain, inside the Xen test bed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.guest
+@pytest.mark.xen
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("what", ["plugins/xen/tests/dom0", "examples"])
+def test_in_dom0(xen_guest, what):
+    done = xen_guest.pytest(what, "-q", "-m", "xen and not guest", "--timeout", "900", folder=ROOT)
+    output = done.output.decode(errors="replace")
+    assert done.status == 0, output
+    assert re.search(r"\d+ passed", output)
+    assert "skipped" not in output, output
