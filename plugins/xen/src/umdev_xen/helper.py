@@ -34,6 +34,7 @@ _MEMORY_OP = 12
 _RESERVATION = struct.Struct("=QQIIH6x")
 """struct xen_memory_reservation on x86-64: extents, their number, order, flags, domain."""
 _BATCH = 256
+_MAIN = "from umdev_xen.helper import main; raise SystemExit(main())"
 PATIENCE = 60.0
 """Seconds that a request may take."""
 
@@ -85,7 +86,7 @@ class Helper:
         ours.settimeout(PATIENCE)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "umdev_xen.helper", str(self._domain)], stdin=theirs.fileno()
+                [sys.executable, "-P", "-c", _MAIN, str(self._domain)], stdin=theirs.fileno()
             )
         self._link = ours
         return ours
@@ -131,13 +132,9 @@ class _Granter:
 
 
 def main() -> int:
-    """`python -m umdev_xen.helper DOMAIN`, with a socket as standard input. Ends with it."""
+    """The process: the domain as its argument, a socket as its standard input. Ends with it."""
     granter = _Granter(int(sys.argv[1]))
     with socket.socket(fileno=os.dup(0)) as link:
         while len(request := link.recv(_REQUEST.size, socket.MSG_WAITALL)) == _REQUEST.size:
             link.sendall(_REPLY.pack(granter.serve(*_REQUEST.unpack(request))))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

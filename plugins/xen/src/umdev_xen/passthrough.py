@@ -82,7 +82,7 @@ class PassedWindow:
         content = bytes(view)
         try:
             self._map_over(int(ffi.cast("uintptr_t", ffi.from_buffer(view))))
-        except HypervisorError:
+        except BaseException:
             self._restore()
             view[:] = content
             self.helper.release(self.shelf, self.pages)
@@ -129,10 +129,8 @@ class PassedWindow:
         )
 
     def _map_over(self, address: int) -> None:
-        frames, errors = (
-            ffi.new("unsigned long[]", range(self.shelf, self.shelf + self.pages)),
-            ffi.new("int[]", self.pages),
-        )
+        frames = ffi.new("unsigned long[]", list(range(self.shelf, self.shelf + self.pages)))
+        errors = ffi.new("int[]", self.pages)
         pointer = FOREIGN_MEMORY.open(
             "xenforeignmemory_map2", self.handles.foreign_memory, self.handles.domain, ffi.cast("void *", address),
             mmap.PROT_READ | mmap.PROT_WRITE, _FIXED, self.pages, frames, errors,
