@@ -19,7 +19,6 @@ from umdev_testkit.errors import GuestFailed
 from umdev_testkit.guest import GuestConfig
 from umdev_testkit.host_root import MODULES, ROOT, SHARE, HostRootGuest
 from umdev_testkit.initramfs import busybox
-from umdev_testkit.kernels import kernel
 from umdev_testkit.xen_helper import build
 from umdev_testkit.xen_image import xen_image
 
@@ -93,12 +92,11 @@ class XenGuest(HostRootGuest):
         super().__init__(config, folder, _ENVIRONMENT)
 
     def fetch(self) -> None:
-        """Fetch Xen, and the kernel and busybox that domains boot; compile the helper that builds domains.
+        """Fetch Xen and the busybox that domains run; compile the helper that builds domains.
 
         Raises: FetchError, CompileFailed.
         """
         build()
-        kernel("cloud")
         busybox()
 
     def prepare(self) -> None:

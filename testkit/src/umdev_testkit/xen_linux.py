@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LinuxRun", "PvhLinux"]
 
+# noacpi needs a kernel that reads MP tables, else Linux gives up its local APIC and with it every timer: not "cloud".
 # noearly: else every slot of every bus is looked at twice, and each look is a request to the device model.
 _COMMAND_LINE = "console=hvc0 quiet panic=-1 pci=noacpi,conf1,noearly"
 _STATUS = re.compile(r"^umdev: the script ended with status (\d+)$", re.MULTILINE)
@@ -61,8 +62,8 @@ class PvhLinux:
         *,
         modules: Sequence[str] = (),
         files: Mapping[str, bytes | Path] | None = None,
-        kernel: str = "cloud",
-        memory: int = 192,
+        kernel: str = "full",
+        memory: int = 256,
         vcpus: int = 1,
         append: str = "",
         folder: Path | None = None,
@@ -70,8 +71,8 @@ class PvhLinux:
         """Describe the domain.
 
         `script` is busybox sh's; it runs on the console once `modules` are loaded, and then the domain powers off.
-        `files`: absolute paths in the guest to their content. `kernel`: as for `GuestConfig`. `memory` in MiB.
-        `append`: more kernel command line. `folder`: on this side's scratch space, /run.
+        `files`: absolute paths in the guest to their content. `kernel`: "full" (6.12) or "bookworm" (6.1).
+        `memory` in MiB. `append`: more kernel command line. `folder`: on this side's scratch space, /run.
         """
         self.script = script
         self.name = f"linux-{os.getpid()}-{next(_numbers)}"
