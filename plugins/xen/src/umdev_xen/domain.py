@@ -95,6 +95,10 @@ class Domain:
             """Xen's side."""
             try:
                 self._native = Native(self._handles, self.server.page)
+            except BaseException:
+                self.server.close()
+                raise
+            try:
                 self._vcpus = [
                     NativeVcpu(self._native, index, channel, EVENT_CHANNEL.call("xenevtchn_fd", channel), port)
                     for index, (channel, port) in enumerate(zip(self._handles.channels, self.server.ports, strict=True))
@@ -107,6 +111,7 @@ class Domain:
                 """Pages whose stores Xen notes down."""
             except BaseException:
                 self.server.close()
+                self._native.free()
                 raise
         except BaseException:
             self._handles.close()

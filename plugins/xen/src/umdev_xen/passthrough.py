@@ -17,6 +17,7 @@ from umdev.addresses import PAGE_SIZE
 from umdev.errors import HypervisorError
 
 from ._fast import lib
+from .helper import SHELF, SHELF_SIZE
 from .libraries import DEVICE_MODEL, FOREIGN_MEMORY, failure, ffi
 
 if TYPE_CHECKING:
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
     from .handles import Handles
     from .helper import Helper
 
-__all__ = ["SHELF", "PassedWindow", "PassedWindows", "Shelf"]
+__all__ = ["PassedWindow", "PassedWindows", "Shelf"]
 
 _log = logging.getLogger("umdev.xen")
 
-SHELF = 0xFC_0000_0000
-"""Where populated pages wait: guest-physical, far above the memory of domains, within 40 bits."""
-SHELF_SIZE = 1 << 34
 _FIXED = mmap.MAP_SHARED | 0x10
 """MAP_FIXED of Linux on x86."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import pytest
 from umdev.device import (
@@ -30,6 +31,7 @@ from umdev_testkit.xen_payloads import RESULTS
 from umdev_testkit.xen_remote import RemoteDomains
 
 FIFO = 64
+collect_ignore = [] if find_spec("umdev_nvme") else ["test_linux_nvme.py"]  # examples are distributions of their own
 
 
 class Registers(Block["Sample"]):
@@ -168,7 +170,7 @@ def guest(make_guest):
 
 
 @pytest.fixture
-def domain(guest):
+def domain(guest, sample):  # which outlives it
     """What this process gives to the guest."""
     from umdev_xen import Domain
 
