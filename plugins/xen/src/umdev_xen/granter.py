@@ -1,7 +1,7 @@
 """The privileged helper's program: populates memory for one domain, on behalf of a process that may no longer.
 
 It is all that stays privileged, so it is little: it imports nothing of umdev's, and is started by its path. It takes
-requests on its standard input, 24 bytes each: operation, first frame, pages; it answers each with 4 bytes, 0 or an errno.
+requests on its standard input, 24 bytes each: operation, first frame, pages; it answers each with 4 bytes, 0 or errno.
 What it grants: pages in one range of the addresses of its one domain; nothing else is asked of it.
 """
 

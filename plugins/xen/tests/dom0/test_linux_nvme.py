@@ -32,7 +32,7 @@ def test_the_stock_driver(vcpus):
     data = random.Random(vcpus).randbytes(SIZE)
     with (
         nvme.create("nvme-64m") as disk,
-        PvhLinux(SCRIPT, files={"/data": data}, vcpus=vcpus) as linux,
+        PvhLinux(SCRIPT, modules=["nvme"], files={"/data": data}, vcpus=vcpus) as linux,
         Domain(linux.domid) as domain,
     ):
         domain.plug(disk)
