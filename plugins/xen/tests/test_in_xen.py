@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.guest
 @pytest.mark.xen
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(5400)
 @pytest.mark.parametrize("what", ["plugins/xen/tests/dom0", "examples"])
 def test_in_dom0(xen_guest, what):
-    done = xen_guest.pytest(what, "-q", "-m", "xen and not guest", "--timeout", "900", folder=ROOT)
+    done = xen_guest.pytest(what, "-q", "-m", "xen and not guest", "--timeout", "1500", folder=ROOT)
     output = done.output.decode(errors="replace")
     assert done.status == 0, output
     assert re.search(r"\d+ passed", output)

@@ -21,7 +21,7 @@ _SLOTS = 128
 """Processors whose requests one page holds."""
 _SLOT_SIZE, _PORT = 32, 24
 """Of struct ioreq: its size, and where the event channel's port stands (xen/hvm/ioreq.h)."""
-_IOREQ_SERVER_PAGE, _RAM_PAGE = 5, 0
+_IOREQ_SERVER_PAGE, _RAM_PAGE = 4, 0
 """HVMMEM_ioreq_server, HVMMEM_ram_rw (xen/hvm/hvm_op.h)."""
 _WRITES = 2
 """XEN_DMOP_IOREQ_MEM_ACCESS_WRITE."""

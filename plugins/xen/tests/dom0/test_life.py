@@ -38,7 +38,7 @@ def test_several_devices_and_bars_that_move(guest, domain, sample, results):
         assert guest.run(SECONDS) == 1
         ones = 0xFFFFFFFF
         assert results(guest, 6) == [0x5A3B1E, 0x010000ED, 0x5A3B1E, ones, ones, 0x010000ED]
-        assert domain.counters["bad_placements"] == 1, "over another BAR it answers nothing"
+        assert [p.address for p in domain.bridge.placements] == [BAR2], "over another BAR it answers nothing"
         domain.unplug(9)
         with pytest.raises(NotFound, match="slot 9 is empty"):
             domain.unplug(9)
@@ -240,29 +240,33 @@ def open_things() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), maps.count("privcmd")
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_200_cycles_leave_nothing(make_guest, sample, domains):
-    """Domain and device, made and destroyed; every tenth time the domain goes first."""
+    """Domain and device, made and destroyed. Every tenth time the domain goes first, every twentieth has a window."""
+    from umdev_edu import Edu
+
     guest = make_guest(memory=1 << 20)
     before = set(domains.domains()) - {guest.domid}
     counts = None
-    for cycle in range(200):
-        domain = Domain(guest.domid)
-        domain.plug(sample)
-        with sample.locked():
-            sample.config.write(4, b"\x07\x00")
-        sample.memory.write(0x8_0000, b"x")
-        if cycle % 10 == 9:
-            guest.destroy()
-            assert domain.wait(SECONDS)
-        domain.close()
-        assert sample.attachment is None
-        guest.recreate()
-        found = open_things()
-        if cycle == 20:
-            counts = found
-        elif counts:
-            assert found == counts, f"after {cycle} cycles"
+    with Edu() as edu:
+        for cycle in range(200):
+            device = sample if cycle % 20 == 5 else edu
+            domain = Domain(guest.domid)
+            domain.plug(device)
+            with device.locked():
+                device.config.write(4, b"\x07\x00")
+            device.memory.write(0x8_0000, b"x")
+            if cycle % 10 == 9:
+                guest.destroy()
+                assert domain.wait(SECONDS)
+            domain.close()
+            assert device.attachment is None
+            guest.recreate()
+            found = open_things()
+            if cycle == 20:
+                counts = found
+            elif counts:
+                assert found == counts, f"after {cycle} cycles"
     assert found[1] == 0, "not one mapping"
     assert set(domains.domains()) - {guest.domid} == before, "not one zombie"
 
