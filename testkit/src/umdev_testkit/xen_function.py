@@ -160,6 +160,7 @@ class XenFunction(AttachedFunction):
             self._heard: dict[int, list[tuple[int, int]]] = {}  # interrupt index -> (vector, eventfd)
             self._counts = [0] * 32
             self._over = threading.Event()
+            self._bars: dict[int, int] = {}  # what to put back: nothing before they are assigned
             guest.load(payload(_AGENT))
             guest.unpause()
             self.domain.plug(device, slot=_SLOT)

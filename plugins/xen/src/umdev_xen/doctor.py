@@ -18,8 +18,8 @@ _LIMITS = (
     ("interrupt", "Xen interrupts", "MSI and MSI-X injected; INTx for HVM domains alone, not behind bridges"),
     ("map", "Xen mappings", "foreign mappings, cached, dropped when the guest gives memory back"),
     ("pin", "Xen pins", "the mappings' page references"),
-    ("protect", "Xen EMULATE, TRAP", "one device model of a domain has HVMMEM_ioreq_server; not with dirty logging"),
-    ("protect", "Xen TRACK", "one range of 1 GiB for each domain, comparison beyond; not with EMULATE or TRAP"),
+    ("protect", "Xen EMULATE, TRAP", "one device model of a domain has HVMMEM_ioreq_server; not in a migration"),
+    ("protect", "Xen TRACK", "one range of 1 GiB for each domain, comparison beyond"),
     ("translate", "Xen translation", "by the mapping cache"),
 )
 

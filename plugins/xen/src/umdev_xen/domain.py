@@ -283,6 +283,7 @@ class Domain:
             for plugged in self.bridge.functions:
                 with contextlib.suppress(HypervisorError):
                     self._release(plugged.slot)
+            self.emulator.close()
             self.server.close()
             self._native.free()
             self._handles.close()

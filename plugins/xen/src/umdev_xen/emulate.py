@@ -1,11 +1,15 @@
 """EMULATE and TRAP: stores to pages of type HVMMEM_ioreq_server come to the device model instead of landing.
 
-Reads pass with no exit. Xen gives this type to one device model of a domain, for ordinary RAM alone, and not together
-with dirty logging.
+Reads pass with no exit. Xen gives this type to one device model of a domain, for ordinary RAM alone, and not while it
+logs all of the domain's memory, as for a migration.
+
+A page that nobody watches any more goes on coming here for a while, and its stores land by the loop's own hand: it
+becomes ordinary when no processor is in the middle of a store to it, for Xen would lose that processor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Emulator", "StoreProtector"]
 
 _log = logging.getLogger("umdev.xen")
+_COOLING = 0.05
+"""Seconds between two looks whether pages can become ordinary."""
 
 
 class Emulator:
@@ -37,12 +43,20 @@ class Emulator:
         self._server = server
         self._lock = threading.Lock()  # of all below; a leaf but for Xen
         self._watchers: dict[int, list[StoreProtector]] = {}  # by frame
+        self._cooling: set[int] = set()  # frames that are to become ordinary
+        self._cooler: threading.Thread | None = None
+        self._closed = threading.Event()
         self._owned = False
 
     @property
     def pages(self) -> int:
         """Pages whose stores come here now."""
         return len(self._watchers)
+
+    @property
+    def cooling(self) -> int:
+        """Pages that nobody watches any more, and that are not ordinary yet."""
+        return len(self._cooling)
 
     def watch(self, frames: Collection[int], protector: StoreProtector) -> None:
         """Have stores to pages told to a protector, which watches none of them yet.
@@ -54,6 +68,7 @@ class Emulator:
             self._own()
             for frame in frames:
                 self._watchers.setdefault(frame, []).append(protector)
+            self._cooling.difference_update(frames)
             new = sorted(frame for frame in frames if len(self._watchers[frame]) == 1)
             # First who is told, then the requests: no store may come that nobody watches.
             self._native.set_emulated(list(self._watchers))
@@ -63,20 +78,13 @@ class Emulator:
                     done.append((first, count))
                     self._server.set_stores_emulated(first, count, emulated=True)
             except HypervisorError as error:
-                for first, count in done:
-                    self._make_ordinary(first, count)
-                self._remove(frames, protector)
-                self._native.set_emulated(list(self._watchers))
+                self._cool(self._remove(frames, protector))
                 raise _refused(self._domid, done[-1], error) from error
 
     def release(self, frames: Iterable[int], protector: StoreProtector) -> None:
         """Undo `watch` of pages that the protector watches."""
         with self._lock:
-            gone = self._remove(frames, protector)
-            for first, count in _runs(sorted(gone)):
-                self._make_ordinary(first, count)
-            # In the opposite order: a store that is under way still finds nobody, and then lands.
-            self._native.set_emulated(list(self._watchers))
+            self._cool(self._remove(frames, protector))
 
     def stored(self, address: int, value: int, width: int) -> None:
         """A processor stores; called in its thread, no lock held. It lands unless a model that emulates has it."""
@@ -100,7 +108,52 @@ class Emulator:
         for frame, protector in lost:
             protector.lost(frame)
 
+    def close(self) -> None:
+        """Every page is ordinary again. No processor's thread runs any more. May be called twice."""
+        self._closed.set()
+        cooler = self._cooler  # which forgets itself
+        if cooler is not None:
+            cooler.join()
+        with self._lock:
+            if self._owned:
+                self._owned = False
+                with contextlib.suppress(HypervisorError):  # the domain has gone
+                    self._server.own_stores(owned=False)
+
+    def _make_ordinary(self) -> None:
+        """The cooler's thread: it ends when nothing is left, and is started anew."""
+        while not self._closed.wait(_COOLING):
+            with self._lock:
+                for frame in sorted(self._cooling):
+                    if self._try_ordinary(frame):
+                        self._cooling.discard(frame)
+                if not self._cooling:
+                    self._cooler = None
+                    return
+
     # Inside. The lock is held.
+
+    def _try_ordinary(self, frame: int) -> bool:
+        """Make a page ordinary; False where a processor is at it."""
+        with self._native.answers_held():
+            if self._native.is_busy(frame):
+                return False
+            try:
+                self._server.set_stores_emulated(frame, 1, emulated=False)
+                if self._native.is_busy(frame):  # it came just before: it must find the page as it was
+                    self._server.set_stores_emulated(frame, 1, emulated=True)
+                    return False
+            except HypervisorError as error:  # given back by the guest, or with the domain: no page, no type
+                _log.debug("domain %d: frame %#x: %s", self._domid, frame, error)
+            return True
+
+    def _cool(self, frames: Collection[int]) -> None:
+        """Nobody watches the pages any more: their stores land from here on."""
+        self._native.set_emulated(list(self._watchers))
+        self._cooling.update(frames)
+        if self._cooling and self._cooler is None and not self._closed.is_set():
+            self._cooler = threading.Thread(target=self._make_ordinary, name="xen pages that cool", daemon=True)
+            self._cooler.start()
 
     def _own(self) -> None:
         if self._owned:
@@ -111,7 +164,7 @@ class Emulator:
             if error.errno == errno.EBUSY:
                 raise ProtectorBusy(
                     f"domain {self._domid}: another device model has HVMMEM_ioreq_server, which Xen gives to one, or "
-                    "dirty logging is on (a migration, TRACK): end that, or use TRACK"
+                    "a migration logs all of its memory: end that, or use TRACK"
                 ) from error
             raise ProtectError(f"domain {self._domid}: {error}") from error
         self._owned = True
@@ -125,13 +178,6 @@ class Emulator:
                 del self._watchers[frame]
                 gone.append(frame)
         return gone
-
-    def _make_ordinary(self, first: int, count: int) -> None:
-        for frame in range(first, first + count):
-            try:
-                self._server.set_stores_emulated(frame, 1, emulated=False)
-            except HypervisorError as error:  # given back by the guest, or with the domain: no page, no type
-                _log.debug("domain %d: frame %#x: %s", self._domid, frame, error)
 
 
 class StoreProtector:
@@ -269,7 +315,9 @@ def _refused(domid: int, run: tuple[int, int], error: HypervisorError) -> Protec
     first, count = run
     what = f"domain {domid}: {count} pages from {first * PAGE_SIZE:#x}"
     if error.errno in (errno.EINVAL, errno.ENOENT):
-        return NotMapped(f"{what} are no ordinary memory of it", first * PAGE_SIZE, count * PAGE_SIZE)
+        return NotMapped(
+            f"{what} are no ordinary memory of it (or are being tracked)", first * PAGE_SIZE, count * PAGE_SIZE
+        )
     refusal = ProtectError(f"{what} can't be protected: {error}")
     refusal.errno = error.errno
     return refusal

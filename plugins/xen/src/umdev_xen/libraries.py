@@ -190,7 +190,7 @@ _CAUSES = {
     (
         "xendevicemodel_map_mem_type_to_ioreq_server",
         errno.EBUSY,
-    ): "another device model has it, or dirty logging is on",
+    ): "another device model has it, or a migration logs all memory",
     ("xendevicemodel_map_io_range_to_ioreq_server", errno.ENOSPC): "an ioreq server has at most 256 ranges",
     ("xendevicemodel_create_ioreq_server", errno.ENOSPC): "a domain has at most 8 ioreq servers",
     ("xendevicemodel_create_ioreq_server", errno.EINVAL): "a PV domain has no device models: HVM or PVH is needed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from umdev.bus import api_address
@@ -12,7 +13,7 @@ from .libraries import DEVICE_MODEL, EVENT_CHANNEL, FOREIGN_MEMORY
 from .libraries import ffi as xen_ffi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .handles import Handles
 
@@ -89,6 +90,19 @@ class Native:
     def write_guest(self, address: int, data: bytes) -> bool:
         """The other direction; False where there is none."""
         return not lib.umdev_xen_copy(self.pointer, address, ffi.from_buffer(data), len(data), 1)
+
+    @contextlib.contextmanager
+    def answers_held(self) -> Iterator[None]:
+        """No processor is answered meanwhile; only `is_busy` may be called."""
+        lib.umdev_xen_hold(self.pointer)
+        try:
+            yield
+        finally:
+            lib.umdev_xen_unhold(self.pointer)
+
+    def is_busy(self, frame: int) -> bool:
+        """Whether a processor is in the middle of a store to the page; with answers held back."""
+        return bool(lib.umdev_xen_is_busy(self.pointer, frame))
 
     def drain(self) -> None:
         """No processor's thread is inside a device that has been taken out of the tables."""

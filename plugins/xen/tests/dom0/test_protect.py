@@ -2,6 +2,7 @@
 
 import struct
 import threading
+import time
 
 import pytest
 from umdev.device import ProtectMode
@@ -50,11 +51,21 @@ def test_emulated_stores_come_once_with_address_and_value(guest, domain, memory)
     ]  # fmt: skip
     assert guest.read(0x8000, 8) == b"befo" + struct.pack("<I", 0x112233C4)
     assert guest.read(PAGE + 0x10, 8) == b"before..", "what the model drops does not land"
-    counted = domain.counters["stores"]
     memory.unprotect(ProtectMode.EMULATE, [PAGE])
+    cool(domain)
+    counted = domain.counters["requests"]
     assert guest.run(SECONDS) == 2
     assert guest.read(PAGE, 4) == struct.pack("<I", 0x1234)
-    assert domain.counters["stores"] == counted, "ordinary memory again"
+    assert domain.counters["requests"] == counted, "ordinary memory again"
+    assert len(told) == 10
+
+
+def cool(domain):
+    """Wait until pages that nobody watches are ordinary."""
+    deadline = time.monotonic() + SECONDS
+    while domain.emulator.cooling:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert domain.emulator.pages == 0
 
 
@@ -114,14 +125,35 @@ def test_tracking_is_exact(guest, domain, memory):
     assert domain.tracker.frames == 0
 
 
-def test_what_xen_does_not_track_is_compared(guest, domain, memory):
-    """Emulation and dirty logging exclude each other."""
-    memory.protect(ProtectMode.EMULATE, [PAGE], print)
+def test_tracking_beside_emulation(guest, domain, memory):
+    told = []
+    memory.protect(ProtectMode.EMULATE, [PAGE], told.append)
     memory.protect(ProtectMode.TRACK, [0x20_0000, 0x20_1000])
-    assert domain.tracker.frames == 0
-    guest.load(payload("mov dword ptr [0x201000], 5\nexit 1\n"))
+    guest.load(payload(f"mov dword ptr [0x201000], 5\nmov byte ptr [{PAGE:#x}], 1\nexit 1\n"))
     assert guest.run(SECONDS) == 1
     assert list(memory.collect()) == [0x20_1000]
+    assert [(write.address, write.value) for write in told] == [(PAGE, 1)]
+
+
+def test_what_xen_does_not_track_is_compared(make_guest, sample):
+    """Pages more than 1 GiB apart."""
+    from umdev_xen import Domain
+
+    far = 2 << 30
+    guest = make_guest(memory=[(0, 4 << 20), (far, 1 << 20)])
+    with Domain(guest.domid) as domain:
+        domain.plug(sample)
+        with sample.locked():
+            sample.config.write(4, b"\x07\x00")
+        memory = sample.memory
+        memory.protect(ProtectMode.TRACK, [0x20_0000, far])
+        assert domain.tracker.frames == 0
+        assert "comparison of 2 pages" in sample.attachment.services.mechanisms["protect[track]"]
+        guest.load(payload(f"mov dword ptr [{far + 8:#x}], 5\nexit 1\n"))
+        assert guest.run(SECONDS) == 1
+        assert list(memory.collect()) == [far]
+        memory.protect(ProtectMode.TRACK, [0x30_0000])
+        assert domain.tracker.frames == 1, "what Xen can track it does"
 
 
 def test_a_second_owner_of_emulated_pages_is_told_so(domain, memory):

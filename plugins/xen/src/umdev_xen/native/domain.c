@@ -36,6 +36,7 @@ umdev_xen *umdev_xen_new(const umdev_api *api, const umdev_xen_calls *calls, uin
     domain->page = page;
     pthread_mutex_init(&domain->tables, NULL);
     pthread_mutex_init(&domain->cache, NULL);
+    pthread_mutex_init(&domain->answers, NULL);
     return domain;
 }
 
@@ -50,6 +51,7 @@ void umdev_xen_free(umdev_xen *domain)
         free(domain->ranges[io].items);
     free(domain->emulated.frames);
     close(domain->stop);
+    pthread_mutex_destroy(&domain->answers);
     pthread_mutex_destroy(&domain->cache);
     pthread_mutex_destroy(&domain->tables);
     free(domain);

@@ -19,6 +19,7 @@
 #define UMDEV_XEN_FUNCTIONS 32u
 #define UMDEV_XEN_REPS 4096u /* a processor's request repeats at most within a page of bytes */
 #define UMDEV_XEN_MAPPINGS 16u
+#define UMDEV_XEN_ENDING 20000000u /* nanoseconds in which Xen surely ends an instruction that has been answered */
 
 /* Fields of struct ioreq and their values: xen/hvm/ioreq.h. 32 bytes for each processor. */
 #define REQUEST_SIZE 32u
@@ -54,6 +55,8 @@ struct umdev_xen_vcpu {
     struct umdev_xen_request request;
     uint32_t done;            /* of the request's repetitions */
     bool busy;                /* `request` is to be answered */
+    uint64_t answered;        /* when, in nanoseconds; with `answers` */
+    uint64_t answered_frame;
     _Atomic uint64_t passes;  /* odd while it is inside a step */
 };
 
@@ -84,6 +87,7 @@ struct umdev_xen {
         uint32_t count;
     } emulated;
     _Atomic bool emulating; /* there have been emulated pages */
+    pthread_mutex_t answers; /* held while one is given, and by who holds them back */
 
     pthread_mutex_t cache; /* of the mappings, held while their bytes are copied */
     struct umdev_xen_mapping mappings[UMDEV_XEN_MAPPINGS];
@@ -106,6 +110,8 @@ bool umdev_xen_is_emulated(umdev_xen *domain, uint64_t address);
 /* request.c. True: a request was there, and is in `vcpu->request`. */
 bool umdev_xen_request_take(umdev_xen_vcpu *vcpu);
 void umdev_xen_request_answer(umdev_xen_vcpu *vcpu);
+/* When a processor was last answered, for umdev_xen_is_busy. */
+uint64_t umdev_xen_now(void);
 /* Answers a request that no processor makes, and says so. */
 bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu);
 /* dispatch.c. One access; 0, or an event kind that Python must see. */

@@ -1,6 +1,8 @@
 /* A processor's slot of the ring page. Its content is the domain's word, so it is read once, and checked. */
 #include "internal.h"
 
+#include <time.h>
+
 static uint64_t load64(const uint8_t *slot, uint32_t at)
 {
     return __atomic_load_n((const uint64_t *)(const void *)(slot + at), __ATOMIC_RELAXED);
@@ -73,12 +75,60 @@ bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu)
     return sound;
 }
 
-void umdev_xen_request_answer(umdev_xen_vcpu *vcpu)
+uint64_t umdev_xen_now(void)
 {
-    vcpu->busy = false;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void umdev_xen_hold(umdev_xen *domain)
+{
+    pthread_mutex_lock(&domain->answers);
+}
+
+void umdev_xen_unhold(umdev_xen *domain)
+{
+    pthread_mutex_unlock(&domain->answers);
+}
+
+/* Xen issues a store anew when it has been answered, and finds its answer by what the page is then: a page that has
+ * become ordinary meanwhile leaves a repeated store's answer unclaimed, and its processor lost. */
+int umdev_xen_is_busy(umdev_xen *domain, uint64_t frame)
+{
+    uint64_t now = umdev_xen_now();
+    for (uint32_t i = 0; i < domain->vcpu_count; i++) {
+        const umdev_xen_vcpu *vcpu = domain->vcpus[i];
+        uint8_t state = __atomic_load_n(vcpu->slot + REQUEST_FLAGS, __ATOMIC_ACQUIRE) & 0xF;
+        if (state != STATE_NONE && load64(vcpu->slot, REQUEST_ADDRESS) / UMDEV_XEN_PAGE == frame &&
+            __atomic_load_n(vcpu->slot + REQUEST_TYPE, __ATOMIC_RELAXED) == TYPE_MEMORY)
+            return 1;
+        if (vcpu->answered_frame == frame && now - vcpu->answered < UMDEV_XEN_ENDING)
+            return 1;
+    }
+    return 0;
+}
+
+static void answer(umdev_xen_vcpu *vcpu)
+{
     if (vcpu->request.read && !vcpu->request.by_pointer)
         __atomic_store_n((uint64_t *)(void *)(vcpu->slot + REQUEST_DATA), vcpu->request.data, __ATOMIC_RELAXED);
     /* The data, and what has been stored to guest memory, are there when the state is. */
     set_state(vcpu, STATE_RESPONSE, __ATOMIC_RELEASE);
     vcpu->domain->calls.evtchn_notify(vcpu->handle, vcpu->port); /* fails when the domain has gone: nobody waits then */
+}
+
+void umdev_xen_request_answer(umdev_xen_vcpu *vcpu)
+{
+    umdev_xen *domain = vcpu->domain;
+    vcpu->busy = false;
+    if (!atomic_load_explicit(&domain->emulating, memory_order_relaxed)) {
+        answer(vcpu);
+        return;
+    }
+    pthread_mutex_lock(&domain->answers);
+    vcpu->answered = umdev_xen_now();
+    vcpu->answered_frame = vcpu->request.address / UMDEV_XEN_PAGE;
+    answer(vcpu);
+    pthread_mutex_unlock(&domain->answers);
 }

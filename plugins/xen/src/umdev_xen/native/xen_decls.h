@@ -76,6 +76,11 @@ int umdev_xen_set_function(umdev_xen *domain, uint32_t slot, umdev_device *devic
 void umdev_xen_set_bridge(umdev_xen *domain, int present);
 /* Pages (frame numbers, ascending) whose stores come as UMDEV_XEN_STORE. */
 int umdev_xen_set_emulated(umdev_xen *domain, const uint64_t *frames, uint32_t count);
+/* Hold answers back, so that what the ring page shows stays; nothing else may be called but umdev_xen_is_busy. */
+void umdev_xen_hold(umdev_xen *domain);
+void umdev_xen_unhold(umdev_xen *domain);
+/* 1: a processor waits for a store to the page, or may still be ending one that was answered. Hold answers back. */
+int umdev_xen_is_busy(umdev_xen *domain, uint64_t frame);
 /* No processor's thread is inside a device that was taken out of the tables before the call (but the caller's own). */
 void umdev_xen_drain(umdev_xen *domain);
 /* Make every run return UMDEV_XEN_STOPPED, for good. What is being repeated is answered all ones. */
