@@ -12,7 +12,7 @@ from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound
 from .interrupts import FunctionInterrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from umdev.bus import Attachment
 
@@ -208,10 +208,10 @@ class Bridge:
             self._try(name, plugged.windows.withdraw, placement.region)
         self._try(name, self._server.unmap_range, placement.address, placement.length, io=placement.io)
 
-    def _try(self, name: str, call: object, *arguments: int, **options: bool) -> None:
+    def _try(self, name: str, call: Callable[..., None], *arguments: int, **options: bool) -> None:
         """The guest chooses addresses, and may be gone: a refusal of Xen's is logged, and ends nothing."""
         try:
-            call(*arguments, **options)  # type: ignore[operator]  # one of this module's own methods
+            call(*arguments, **options)
         except HypervisorError as error:
             self.refusals += 1
             log.log(logging.WARNING if self.refusals <= WARNINGS else logging.DEBUG, "%s: %s", name, error)
