@@ -2,7 +2,8 @@
 
 usage: report.py FOLDER
 
-Prints each skip with its reason, each demand that is not met, and as the last line `N passed, N failed, N skipped`.
+Prints each skip with its reason, each test that a nested guest needed twice, each demand that is not met, and as the
+last line `N passed, N failed, N skipped`.
 """
 
 import re
@@ -32,6 +33,7 @@ class Outcome:
     passed: int = 0
     failed: int = 0
     skips: Counter[str] = field(default_factory=Counter)
+    again: list[str] = field(default_factory=list)
 
 
 def read(path: Path) -> Outcome:
@@ -39,6 +41,7 @@ def read(path: Path) -> Outcome:
     outcome = Outcome()
     for case in ET.parse(path).iter("testcase"):  # noqa: S314 our own run wrote it
         skipped = case.find("skipped")
+        outcome.again += [item.get("value", "") for item in case.iter("property") if item.get("name") == "again"]
         if case.find("failure") is not None or case.find("error") is not None:
             outcome.failed += 1
         elif skipped is not None:
@@ -68,6 +71,8 @@ def main(folder: Path) -> int:
         print(f"{name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.skips.total()} skipped")
         for reason, count in sorted(outcome.skips.items()):
             print(f"    skipped {count}: {reason}")
+        for tests in outcome.again:
+            print(f"    failed in a nested guest, and passed when run once more: {tests}")
     found = complaints(outcomes)
     for complaint in found:
         print(f"FAILED {complaint}")

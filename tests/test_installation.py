@@ -19,6 +19,7 @@ EVERYTHING = {
     "umdev_seven",
     "umdev_testkit",
     "umdev_vfio_user",
+    "umdev_xen",
 }
 SETS = {
     "core": {"umdev"},

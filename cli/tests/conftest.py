@@ -26,7 +26,7 @@ TOY = """
     import threading
 
     from umdev.device import Block, Device, DeviceType, MemoryBar, Parent, PciId, Register, query
-    from umdev.bus import Attachment, hookimpl
+    from umdev.bus import Attachment, ServeOption, hookimpl
 
     class Registers(Block["Toy"]):
         scratch = Register(0)
@@ -61,7 +61,7 @@ TOY = """
     class Server:
         \"\"\"A bus that serves nobody, but listens.\"\"\"
 
-        def __init__(self, device, path, descriptor):
+        def __init__(self, device, path, descriptor, water=None):
             import socket
             self.attachment = Attachment(device, "tap")
             self.attachment.attach()
@@ -70,7 +70,7 @@ TOY = """
             if path:
                 self.listener.bind(path)
             self.stopped = threading.Event()
-            self.device_argument = f"tap,path={path}"
+            self.device_argument = f"tap,path={path}" + (f",water={water}" if water else "")
 
         def run(self):
             self.stopped.wait()
@@ -94,8 +94,10 @@ TOY = """
         @hookimpl
         def umdev_connect_interrupts(self): return Bound()
 
-        def serve(self, device, *, path=None, descriptor=None):
-            return Server(device, path, descriptor)
+        serve_options = (ServeOption("water", "How it comes."), ServeOption("hot-water", "Hot.", flag=True))
+
+        def serve(self, device, *, path=None, descriptor=None, water=None, hot_water=False):
+            return Server(device, path, descriptor, "hot" if hot_water else water)
 
         def doctor(self):
             from umdev.plugins import Row

@@ -14,6 +14,14 @@ from umdev_cli.lazy import BUILTIN
 if TYPE_CHECKING:
     from .conftest import Umdev
 
+LOUD = """
+    import click
+
+    @click.command("hello")
+    @click.option("--loud", required=True)
+    def command(*, loud):
+        click.echo(f"HELLO {loud}")
+"""
 HELLO = """
     import click
 
@@ -94,6 +102,20 @@ class TestAddons:
         assert umdev.out("hello", "you") == "hello you\n"
         said = umdev.fails(1, "bye")
         assert said == "PluginError: plugin commands/bye (umdev-bye 1.0) failed in import: RuntimeError: imported"
+
+    def test_a_variant_is_chosen_by_its_option(self, umdev: Umdev) -> None:
+        points = {"umdev.commands": {"hello": "hello:command", "hello.loud": "loud:command"}}
+        umdev.install("umdev-hello", points, hello=HELLO, loud=LOUD)
+        assert umdev.out("hello", "you") == "hello you\n"
+        assert umdev.out("hello", "--loud", "you") == "HELLO you\n"
+        assert "--loud" in umdev.out("hello", "--help")
+        assert umdev.out("hello", "--loud", "x", "--help").startswith("Usage: umdev hello ")
+        assert "hello.loud" not in umdev.out("--help")
+
+    def test_a_variant_without_the_plain_command(self, umdev: Umdev) -> None:
+        umdev.install("umdev-loud", {"umdev.commands": {"hello.loud": "loud:command"}}, loud=LOUD)
+        assert umdev.out("hello", "--loud", "you") == "HELLO you\n"
+        assert umdev.fails(2, "hello", "you").startswith("UsageError: umdev hello needs --loud")
 
     def test_own_commands_are_taken(self, umdev: Umdev) -> None:
         umdev.install("umdev-hello", {"umdev.commands": {"list": "hello:command"}}, hello=HELLO)

@@ -320,6 +320,19 @@ class TestServe:
         assert not path.exists()
         assert toys.left() == []
 
+    def test_options_of_the_bus(self, toys: Umdev) -> None:
+        process, line = self.serve(toys, "toy", "--water", "cold")
+        assert line.endswith(",water=cold'\n")
+        assert self.ended(process) == 0
+        process, line = self.serve(toys, "toy", "--hot-water")
+        assert line.endswith(",water=hot'\n")
+        assert self.ended(process) == 0
+        assert ",water=cold" in toys.out("start", "-u", A, *TOY, "--water", "cold")
+        toys("stop", "-u", A)
+        assert "No such option '--water'" in toys.fails(2, "serve", "toy", "--water", "cold", "--bus", "vfio-user")
+        assert "How it comes." in toys.out("serve", "--bus", "tap", "--help")
+        assert "How it comes." not in toys.out("serve", "--help")
+
     def test_by_definition_stopped_by_command(self, toys: Umdev) -> None:
         toys("define", "-u", A, "-p", "box", "-t", "toy-in-box")
         process, line = self.serve(toys, A)

@@ -39,6 +39,8 @@ class Add(msgspec.Struct, tag_field="verb", tag=True):
     """Where the bus listens; None: in the runtime directory."""
     wire_log: str | None = None
     """A file for every message of the bus, if it can write one."""
+    options: dict[str, Any] = {}
+    """The bus's own (`serve_options`), by name."""
 
 
 class Stop(msgspec.Struct, tag_field="verb", tag=True):

@@ -127,7 +127,9 @@ class Host:
             if path is None and descriptor is None:
                 path = str(hosts.socket_path(self._runtime, request.uuid))
             try:
-                options = {} if request.wire_log is None else {"wire_log": request.wire_log}
+                options = dict(request.options)
+                if request.wire_log is not None:
+                    options["wire_log"] = request.wire_log
                 if self._hypervisor is not None:
                     options["hypervisor"] = self._hypervisor
                 server = self._bus.serve(device, path=path, descriptor=descriptor, **options)
@@ -135,7 +137,8 @@ class Host:
                 device.close()
                 raise
             self._served[request.uuid] = _Served(device, server, self._ended)
-            _log.info("%s: served on %s at %s", device, self._bus_name, path or f"descriptor {descriptor}")
+            where = server.socket_path or ("" if descriptor is None else f"descriptor {descriptor}")
+            _log.info("%s: served on %s %s", device, self._bus_name, where)
             return self.show(request.uuid)
 
     def stop(self, uuid: str) -> bool:

@@ -3,6 +3,9 @@
 An add-on registers a `click.Command` in the entry-point group `umdev.commands`; the entry point's name is the
 command's. Help names such commands with their distribution, from metadata alone. The names of umdev's own commands are
 taken.
+
+An entry point with a dot is a variant of another command: `run.xen` is what `umdev run --xen ...` means. A variant is a
+command of its own, which has that option; without any variant's option the plain command runs.
 """
 
 from __future__ import annotations
@@ -63,16 +66,50 @@ class LazyGroup(click.Group):
     def _added() -> dict[str, str]:
         from umdev.plugins import Group, installed
 
-        return {info.name: info.source for info in installed(Group.COMMANDS)}
+        found: dict[str, list[str]] = {}
+        for info in installed(Group.COMMANDS):
+            found.setdefault(info.name.partition(".")[0], []).append(info.source)
+        return {name: " and ".join(sources) for name, sources in found.items()}
+
+
+class Variants(click.Command):
+    """A command that has variants: the arguments say which one is meant, help included."""
+
+    def __init__(self, name: str, plain: click.Command | None, variants: list[str]) -> None:
+        super().__init__(name)
+        self._plain, self._variants = plain, variants
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
+        """The context of the one that is meant. Raises: UsageError where there is no plain command."""
+        given = {argument.partition("=")[0] for argument in args}
+        for variant in self._variants:
+            if f"--{variant}" in given:
+                return _load_one(f"{self.name}.{variant}").make_context(info_name, args, parent, **extra)
+        flags = " or ".join(f"--{variant}" for variant in self._variants)
+        if self._plain is None:
+            raise click.UsageError(f"umdev {self.name} needs {flags}")
+        self._plain.epilog = (
+            self._plain.epilog or f"With {flags} it is another command: umdev {self.name} {flags} --help."
+        )
+        return self._plain.make_context(info_name, args, parent, **extra)
 
 
 def _load(name: str) -> click.Command | None:
+    from umdev.plugins import Group, installed
+
+    names = [info.name for info in installed(Group.COMMANDS)]
+    variants = sorted(each.partition(".")[2] for each in names if each.startswith(f"{name}."))
+    try:
+        plain = _load_one(name)
+    except NotFound:
+        return Variants(name, None, variants) if variants else None
+    return Variants(name, plain, variants) if variants else plain
+
+
+def _load_one(name: str) -> click.Command:
     from umdev.plugins import Group, discovery
 
-    try:
-        info = discovery.find(Group.COMMANDS, name)
-    except NotFound:
-        return None
+    info = discovery.find(Group.COMMANDS, name)
     loaded: Any = discovery.load(Group.COMMANDS, name)
     if not isinstance(loaded, click.Command):
         raise PluginError(info.label, "load", TypeError(f"{loaded!r} is not a click command"))

@@ -9,7 +9,7 @@ from .memory.mapping import Mapping
 from .pci.indexes import IrqIndex, RegionIndex
 from .pci.interrupts import InterruptPort, VectorState
 from .pci.reset import ResetKind
-from .plugins import Row
+from .plugins import Row, ServeOption
 from .services import (
     Area,
     Decline,
@@ -51,6 +51,7 @@ __all__ = [
     "RegionIndex",
     "ResetKind",
     "Row",
+    "ServeOption",
     "Service",
     "Translator",
     "Trap",

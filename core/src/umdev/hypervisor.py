@@ -4,6 +4,7 @@ from .addresses import PAGE_SIZE, GuestPhys, HostVirt, Iova
 from .attach import Attachment
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
+from .memory.compare import ComparisonProtector
 from .memory.counted_pins import CountedPins, Run, page_runs, pin_error
 from .memory.guest import GuestMemory
 from .memory.mapping import Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "PAGE_SIZE",
     "AddressSpace",
     "Attachment",
+    "ComparisonProtector",
     "CountedPins",
     "Decline",
     "GuestMemory",

@@ -301,6 +301,52 @@ static void test_msix(void)
 }
 
 /* As QEMU's vfio-user client does it: the table stays as after reset, and indexes are enabled by connecting them. */
+struct message {
+    uint32_t count, index, vector, data;
+    uint64_t address;
+};
+
+static void hear_message(void *context, uint32_t index, uint32_t vector, uint64_t address, uint32_t data)
+{
+    struct message *heard = context;
+    *heard = (struct message){heard->count + 1, index, vector, data, address};
+}
+
+static void test_message_listener(void)
+{
+    umdev_irq *irq = umdev_irq_new(0, 4, 3);
+    struct message heard = {0};
+    int fd = new_event();
+
+    CHECK(umdev_irq_connect(irq, MSIX, 1, fd) == 0);
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSIX_ENABLED | MASTER);
+    store(irq, 16 * 2, 0xFEE01000);
+    store(irq, 16 * 2 + 4, 7);
+    store(irq, 16 * 2 + 8, 0x4321);
+    CHECK(umdev_irq_signal(irq, 2) == 0 && pba(irq, 0) == 4); /* masked, and nobody listens */
+    umdev_irq_on_message(irq, hear_message, &heard);
+    CHECK(heard.count == 0);
+    store(irq, 16 * 2 + 12, 0);
+    CHECK(heard.count == 1 && heard.index == MSIX && heard.vector == 2 && heard.data == 0x4321);
+    CHECK(heard.address == 0x7FEE01000 && pba(irq, 0) == 0);
+    store(irq, 16 + 12, 0);
+    CHECK(umdev_irq_signal(irq, 1) == 0 && heard.count == 2 && take(fd) == 0); /* in place of the eventfd */
+    umdev_irq_on_message(irq, NULL, NULL);
+    CHECK(umdev_irq_signal(irq, 2) == 0 && pba(irq, 0) == 4);
+    umdev_irq_on_message(irq, hear_message, &heard);
+    CHECK(heard.count == 3 && heard.vector == 2); /* what pended for want of a listener */
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSI_ENABLED | MASTER);
+    umdev_irq_set_msi(irq, 4, 0);
+    CHECK(umdev_irq_raise(irq, 3) == 0 && heard.index == MSI && heard.vector == 3 && heard.address == 0);
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSI_ENABLED);
+    CHECK(umdev_irq_signal(irq, 3) == -EPERM && heard.count == 4); /* no bus mastering */
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSI_ENABLED | MASTER);
+    umdev_irq_disconnect_all(irq);
+    CHECK(umdev_irq_signal(irq, 3) == 0 && heard.count == 4 && umdev_irq_pending(irq, MSI, 3));
+    umdev_irq_free(irq);
+    close(fd);
+}
+
 static void test_client_policy(void)
 {
     umdev_irq *irq = umdev_irq_new(1, 4, 2);
@@ -440,6 +486,7 @@ int main(void)
     test_descriptors();
     test_msi();
     test_msix();
+    test_message_listener();
     test_client_policy();
     test_restore();
     test_threads();

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from umdev_testkit.guest import Guest, GuestConfig, GuestRun, run_guest
+from umdev_testkit.host_root import AGAIN
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["GuestOptions", "LinuxGuests"]
+    from umdev_testkit.host_root import HostRootGuest
+
+__all__ = ["GuestOptions", "LinuxGuests", "RunOptions", "pass_in"]
 
 
 class GuestOptions(TypedDict, total=False):
@@ -31,6 +35,28 @@ class GuestOptions(TypedDict, total=False):
     qemu_args: Sequence[str]
     shared_memory: bool
     environment: Mapping[str, str]
+
+
+class RunOptions(TypedDict, total=False):
+    """Keyword arguments of a run of pytest in a guest."""
+
+    folder: Path | None
+    timeout: float | None
+    environment: Mapping[str, str] | None
+
+
+def pass_in(guest: HostRootGuest, arguments: Sequence[str], options: RunOptions) -> str:
+    """Run pytest in the guest; the tests that needed a second run, separated by spaces.
+
+    Raises: AssertionError with pytest's output when a test fails twice or is skipped, or none runs.
+    """
+    done = guest.pytest(*arguments, "-ra", again=True, **options)
+    output = done.output.decode(errors="replace")
+    assert done.status == 0, output
+    first, _, _ = output.partition(AGAIN.decode())
+    assert re.search(r"\d+ passed", output), output
+    assert "SKIPPED" not in output, output
+    return " ".join(re.findall(r"^(?:FAILED|ERROR) (\S+)", first, re.MULTILINE))
 
 
 class LinuxGuests:

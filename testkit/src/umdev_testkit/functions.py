@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from umdev.errors import NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     from umdev.device import Device
     from umdev.driver import Function
 
-ATTACHMENTS = ("loopback", "vfio-user", "vfio-user-messages", "kvm")
-"""The same device: direct calls, a socket with shared memory, a socket with DMA by messages, a KVM machine."""
+ATTACHMENTS = ("loopback", "vfio-user", "vfio-user-messages", "kvm", "xen")
+"""The same device: direct calls, a socket with shared memory, a socket with DMA by messages, a KVM machine, a domain of
+Xen (in its test bed alone).
+"""
 
 
 def attach(device: Device, attachment: str) -> Function:
@@ -31,8 +36,24 @@ def attach(device: Device, attachment: str) -> Function:
         raise ValueError(f"{attachment!r} is none of {', '.join(ATTACHMENTS)}")
     messages = attachment.endswith("-messages")
     bus = plugins().load_bus(attachment.removesuffix("-messages"))
+    if attachment == "xen":
+        return _in_a_domain(device)
     function: Function = bus.open_function(device, share_memory=False) if messages else bus.open_function(device)
     function.enable(memory=True, io=True, bus_master=True)
+    return function
+
+
+def _in_a_domain(device: Device) -> Function:
+    if "UMDEV_XEN_BED" not in os.environ:
+        raise NotSupported("domains of Xen are made in its test bed only: plugins/xen/tests/test_in_xen.py")
+    from umdev_testkit.xen_function import XenFunction
+
+    function = XenFunction(device)
+    try:
+        function.enable(memory=True, io=True, bus_master=True)
+    except BaseException:
+        function.close()
+        raise
     return function
 
 

@@ -73,6 +73,10 @@ class GuestConfig:
     shared_memory: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    def program(self) -> qemu.Qemu:
+        """Return the QEMU to start. Raises: as `qemu.find`."""
+        return qemu.find()
+
     def arguments(self, image: Path, initrd: Path) -> list[str]:
         """Return QEMU's arguments, apart from its channels to this process."""
         machine = "q35" + (",memory-backend=m" if self.shared_memory else "")
@@ -142,7 +146,7 @@ class Guest:
         """
         if self._process is not None:
             raise StateError("the guest was started already: make a new one")
-        program = qemu.find()
+        program = self.config.program()
         kernel = kernels.kernel(self.config.kernel)
         modules = kernel.modules((*_OWN_MODULES, *self.config.modules))
         self.folder.mkdir(parents=True, exist_ok=True)

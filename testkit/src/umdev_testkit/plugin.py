@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from umdev.device import Device
     from umdev.driver import Function
 
-    from umdev_testkit.fixtures import LinuxGuests
+    from umdev_testkit.fixtures import LinuxGuests, RunOptions
+    from umdev_testkit.host_root import HostRootGuest
     from umdev_testkit.kvm_guest import KvmGuest
+    from umdev_testkit.xen_guest import XenGuest
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known to projects that check them strictly."""
     config.addinivalue_line("markers", "guest: needs a real guest under QEMU (fetched by the test kit)")
     config.addinivalue_line("markers", "kvm: needs /dev/kvm")
+    config.addinivalue_line("markers", "xen: needs the real Xen test bed")
 
 
 @pytest.fixture
@@ -51,6 +54,32 @@ def kvm_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KvmGuest]:
         yield guest
 
 
+@pytest.fixture(scope="module")
+def xen_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenGuest]:
+    """A real Xen and its dom0, whatever this machine has: `xen_guest.pytest("tests/...")` runs tests in dom0.
+
+    One bed serves all tests of a module; see `umdev_testkit.xen_guest.XenGuest`.
+    """
+    from umdev_testkit.xen_guest import XenGuest
+
+    with XenGuest(tmp_path_factory.mktemp("xen-guest"), timeout=3600) as guest:
+        yield guest
+
+
+@pytest.fixture
+def passes_in(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`passes_in(guest, *arguments, ...)`: pytest in a guest runs tests, skips none and ends well, on the second try if
+    need be; see `umdev_testkit.host_root.HostRootGuest.pytest`. The JUnit report names what ran twice as `again`.
+    """
+    from umdev_testkit.fixtures import pass_in
+
+    def run(guest: HostRootGuest, *arguments: str, **options: Unpack[RunOptions]) -> None:
+        if again := pass_in(guest, arguments, options):
+            record_property("again", again)
+
+    return run
+
+
 @pytest.fixture
 def loopback_function() -> Iterator[Callable[[Device], Function]]:
     """`loopback_function(device)`: the driver's view of a device with no VM. Both are closed at the test's end."""
@@ -69,7 +98,14 @@ def kvm_function() -> Iterator[Callable[[Device], Function]]:
     yield from _functions("kvm")
 
 
-@pytest.fixture(params=["loopback", "vfio-user", "vfio-user-messages", pytest.param("kvm", marks=pytest.mark.kvm)])
+@pytest.fixture(
+    params=[
+        "loopback",
+        "vfio-user",
+        "vfio-user-messages",
+        *(pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("kvm", "xen")),
+    ]
+)
 def any_function(request: pytest.FixtureRequest) -> Iterator[Callable[[Device], Function]]:
     """`any_function(device)`: the test runs once on every bus of `umdev_testkit.functions.ATTACHMENTS`."""
     yield from _functions(request.param)
@@ -90,6 +126,8 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
             except NotFound as error:
                 pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
-                pytest.skip(f"{error} (these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py)")
+                pytest.skip(
+                    f"{error} (these tests run inside a TCG guest as well: plugins/{attachment}/tests/test_in_*.py)"
+                )
 
         yield attach

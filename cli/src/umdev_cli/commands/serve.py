@@ -8,12 +8,12 @@ import click
 from umdev import runtime
 from umdev.errors import Conflict
 
-from umdev_cli import control, host, hosts, options, parents, vmm
+from umdev_cli import bus_options, control, host, hosts, options, parents, vmm
 from umdev_cli.definitions import Definition, Definitions, Named
 from umdev_cli.identity import is_uuid, new_uuid
 
 
-@click.command
+@click.command(cls=bus_options.BusCommand)
 @click.argument("device", metavar="TYPE_OR_UUID")
 @options.parent("Parent of the device; needed where several offer the type.")
 @options.uuid("UUID for a device given by its type; made up if left out.")
@@ -30,11 +30,13 @@ def command(
     fd: int | None,
     bus: str,
     wire_log: str | None,
+    **of_bus: object,
 ) -> None:
     """Serve a device until SIGTERM, or until the client of --fd is gone.
 
     The device is a defined one (its UUID) or a new one of a type. The exact -device argument for QEMU is the first line
-    on stdout; what the device logs goes to stderr, and what QEMU's environment needs for write-protection.
+    on stdout; what the device logs goes to stderr, and what QEMU's environment needs for write-protection. Other buses
+    than vfio-user have options of their own, which --bus NAME --help shows.
     """
     if socket_path is not None and fd is not None:
         raise click.UsageError("--socket-path and --fd exclude each other")
@@ -47,7 +49,10 @@ def command(
     if claimed is None:
         what = f"devices of {named.parent} share one process" if owner.shared_process else f"{named.uuid} is in use"
         raise Conflict(f"{what}, which runs already; use umdev start, or stop what runs")
-    request = control.Add(named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path, wire_log)
+    request = control.Add(
+        named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path, wire_log,
+        bus_options.given(of_bus),
+    )  # fmt: skip
     with host.open_host(directory, *claimed, named.parent, bus) as serving, host.ended_by_signals(serving):
         described = serving.add(request, descriptor=fd)
         if described["device"] is not None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 from umdev.errors import Conflict
 
-from umdev_cli import control, hosts, launch, options, output, parents, vmm
+from umdev_cli import bus_options, control, hosts, launch, options, output, parents, vmm
 from umdev_cli.definitions import Definition, Definitions, Named, read
 from umdev_cli.identity import new_uuid
 
 
-@click.command
+@click.command(cls=bus_options.BusCommand)
 @options.uuid("UUID of the device: a defined one, or one for a new device.")
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
@@ -32,6 +32,7 @@ def command(
     wire_log: str | None,
     as_json: bool,
     force: bool,
+    **of_bus: object,
 ) -> None:
     """Start a device in a process of its own, and print what QEMU needs to attach it.
 
@@ -46,8 +47,9 @@ def command(
         raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
     owner = parents.check(named.parent, named.definition)
     request = control.Add(
-        named.uuid, named.definition.mdev_type, named.definition.attributes(), None, absolute(wire_log)
-    )
+        named.uuid, named.definition.mdev_type, named.definition.attributes(), None, absolute(wire_log),
+        bus_options.given(of_bus),
+    )  # fmt: skip
     with output.waiting(f"starting {named.definition.mdev_type} {named.uuid}"):
         described = launch.start(named.parent, bus, request, shared=owner.shared_process)
     if as_json:
@@ -56,7 +58,8 @@ def command(
         return
     if uuid is None:
         click.echo(named.uuid)
-    click.echo(f"-device '{described['device']}'")
+    if described["device"] is not None:
+        click.echo(f"-device '{described['device']}'")
     # For people; programs read it from --json, and what is well prints nothing on stderr.
     if sys.stderr.isatty() and (line := vmm.advice(described["environment"])):
         click.echo(line, err=True)

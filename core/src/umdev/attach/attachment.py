@@ -227,6 +227,7 @@ class Attachment:
 
     def _release(self) -> None:
         self._bells.close()
+        self.memory.set_filler(None)
         self.memory.unmap_all()
         self._unwatch()
         self.interrupts.disconnect_all()

@@ -20,6 +20,7 @@ from ..services import (
     Translator,
     Trap,
 )
+from .bound import PushedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,9 +76,11 @@ class BoundServices:
         return self._bind("map", lambda: plugins().map_memory(self._attachment))
 
     def announce_mapper(self) -> None:
-        """Bind the mapper now, if there is one, so that `mechanisms` says how memory is mapped."""
+        """Bind the mapper now, if there is one, so that `mechanisms` tells of it and transfers in C use it."""
         with contextlib.suppress(ServiceUnavailable):
-            self.mapper()
+            mapper = self.mapper()
+            if not isinstance(mapper, PushedMemory):
+                self._attachment.memory.set_filler(mapper.map)
 
     def pinner(self) -> PagePinner:
         """Raises: ServiceUnavailable."""

@@ -183,9 +183,12 @@ class Region:
             return
         first = (offset + PAGE_MASK) & ~PAGE_MASK
         last = (offset + size) & ~PAGE_MASK
-        if first < last:
-            self._memory.madvise(mmap.MADV_REMOVE, first, last - first)
         view = self.window_view(offset, size)
+        if first < last:
+            try:
+                self._memory.madvise(mmap.MADV_REMOVE, first, last - first)
+            except OSError:  # a bus has laid the driver's own pages over the window
+                view[first - offset : last - offset] = bytes(last - first)
         head = min(first - offset, size)
         tail = max(last - offset, head)
         view[:head] = bytes(head)

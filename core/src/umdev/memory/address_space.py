@@ -11,7 +11,8 @@ import errno
 import logging
 import threading
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from umdev._calls import dma_read, dma_write
 from umdev._native import ffi, lib
@@ -23,7 +24,7 @@ from .failures import POISONED, dma_error
 from .mapping import Backing, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from typing_extensions import Buffer
 
@@ -44,6 +45,7 @@ SMALL = 1 << 16
 """Up to so many bytes are read without a look at the maps first: what is allocated for nothing is as small."""
 
 ListenerT = TypeVar("ListenerT")
+Filler: TypeAlias = Callable[[Iova, int, Protection, int], bool]
 
 _BYTES = ffi.typeof("char[]")
 _ADDRESS = ffi.typeof("uint64_t *")
@@ -110,6 +112,8 @@ class AddressSpace:
         self._late_listeners: list[Callable[[Mapping], None]] = []
         self._change_listeners: list[Callable[[], None]] = []
         self._closed = False
+        self._fill: Filler | None = None
+        self._handle: Any = ffi.NULL  # what C knows this object by
 
     # Maps.
 
@@ -120,14 +124,16 @@ class AddressSpace:
         *,
         descriptor: int | None = None,
         offset: int = 0,
+        host: HostVirt | None = None,
         protection: Protection = Protection.READ | Protection.WRITE,
         space: int = 0,
     ) -> Mapping:
         """Add a map; all numbers are in bytes and multiples of a page.
 
         `descriptor` is borrowed for the call: a memfd or another file on tmpfs or hugetlbfs that holds
-        `offset + length` bytes. None: the memory is reachable by message only (see `set_messages`). After an error
-        nothing has changed.
+        `offset + length` bytes. `host`: the bus has mapped the memory there by its own means, and gives the range away:
+        zeros replace it at the unmap, and it is unmapped (munmap) when nothing points to it any more. Neither: the
+        memory is reachable by message only (see `set_messages`). After an error nothing has changed.
 
         Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), UmdevError (too many maps, no memory).
         """
@@ -146,13 +152,21 @@ class AddressSpace:
             taken = maps.overlapping(iova, end)
             if taken:
                 raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
-            backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
+            if host is not None:
+                backing: Backing | None = Backing.adopt(host, length, protection)
+            else:
+                backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
             mapping = Mapping(Iova(iova), length, protection, space, backing)
             entry = ffi.new("umdev_map_entry *")
             entry.space, entry.protection, entry.iova, entry.size = space, protection.value, iova, length
             entry.host = ffi.NULL if backing is None else backing.native.host
             entry.guard = -1 if backing is None else backing.guard
-            _check_table(lib.umdev_memory_insert(self.pointer, entry))
+            try:
+                _check_table(lib.umdev_memory_insert(self.pointer, entry))
+            except BaseException:
+                if host is not None and backing is not None:
+                    backing.give_back()
+                raise
             maps.add(mapping)
             self._spaces[space] = maps
         self._changed()
@@ -182,6 +196,23 @@ class AddressSpace:
         if gone:
             self._changed()
         return gone
+
+    def evict(self, mapping: Mapping) -> bool:
+        """Unmap one map for the time being, as a bus does that maps on demand; False where a view of it is open.
+
+        Otherwise as `unmap`: models that keep host addresses are told, and ask anew.
+        """
+        with self._device_locked():
+            with self._registry:
+                maps = self._spaces.get(mapping.space)
+                backing = mapping.backing
+                if maps is None or maps.at(mapping.iova) is not mapping or (backing is not None and backing.views):
+                    return False
+                _check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
+                maps.drop(mapping)
+            self._release([mapping])
+        self._changed()
+        return True
 
     def unmap_all(self) -> list[Mapping]:
         """Remove every map of every space, as `unmap` does."""
@@ -263,9 +294,7 @@ class AddressSpace:
 
         Raises: as `read`, and NotSupported for a range in two maps or reachable by message only.
         """
-        mapping, backing = self._locate(iova, length, space, Protection.WRITE if write else Protection.READ)
-        if not self.bus_master:
-            raise dma_error(errno.EPERM, iova, length, iova, space, write=write)
+        mapping, backing = self._hold(iova, length, space, Protection.WRITE if write else Protection.READ)
         start = iova - mapping.iova
         view = backing.buffer[start : start + length]
         if not write:
@@ -273,6 +302,8 @@ class AddressSpace:
         try:
             yield view
         finally:
+            with self._registry:
+                backing.views -= 1
             # Somebody still exports it (a numpy array): it stays valid as long as that lives.
             with contextlib.suppress(BufferError):
                 view.release()
@@ -309,6 +340,22 @@ class AddressSpace:
         Waits for calls of the old one that are under way.
         """
         lib.umdev_memory_set_messages(self.pointer, transfer, context)
+
+    def set_filler(self, fill: Filler | None) -> None:
+        """Whom to ask for a map where a transfer meets none, C handlers' included: `fill(iova, length, protection,
+        space)`, which says whether there is one now. It may be called with the device lock held, and by any thread.
+
+        Waits for calls of the old one that are under way.
+        """
+        self._fill = fill
+        self._handle = ffi.new_handle(self) if fill is not None else ffi.NULL
+        function = lib.umdev_memory_fill if fill is not None else ffi.NULL
+        lib.umdev_memory_set_filler(self.pointer, function, self._handle)
+
+    def fill(self, iova: int, length: int, protection: Protection, space: int) -> bool:
+        """For C: ask for a map."""
+        fill = self._fill
+        return fill is not None and fill(Iova(iova), length, protection, space)
 
     # Inside.
 
@@ -367,6 +414,18 @@ class AddressSpace:
         if reached < end:
             raise dma_error(errno.EFAULT, iova, length, reached, space, write=write)
 
+    def _hold(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
+        """The map of a range for a view, which keeps it from being evicted."""
+        while True:
+            mapping, backing = self._locate(iova, length, space, protection)
+            if not self.bus_master:
+                raise dma_error(errno.EPERM, iova, length, iova, space, write=Protection.WRITE in protection)
+            with self._registry:
+                maps = self._spaces.get(space)
+                if maps is not None and maps.at(iova) is mapping:
+                    backing.views += 1
+                    return mapping, backing
+
     def _locate(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
         end = _check_range(iova, length, space)
         write = Protection.WRITE in protection
@@ -388,6 +447,16 @@ class AddressSpace:
         if mapping.poisoned:
             raise dma_error(POISONED, iova, length, iova, space, write=write)
         return mapping, backing
+
+
+@ffi.def_extern(name="umdev_memory_fill", error=0)  # type: ignore[untyped-decorator]  # cffi's handles are untyped
+def _fill(context: Any, space: int, iova: int, length: int, write: int) -> int:
+    try:
+        protection = Protection.WRITE if write else Protection.READ
+        return int(ffi.from_handle(context).fill(iova, length, protection, space))
+    except Exception:  # a plugin's mapper may raise anything; the transfer fails as it would have
+        logger.exception("no map could be made for %#x", iova)
+        return 0
 
 
 def _listen(listeners: list[ListenerT], listener: ListenerT) -> Callable[[], None]:

@@ -12,10 +12,16 @@ from umdev.services import ProtectMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Protocol
 
     from umdev.services import PageWrite
 
-    from .address_space import AddressSpace
+    class Readable(Protocol):
+        """The part of an address space that comparing needs."""
+
+        def read(self, iova: int, length: int, space: int = 0, /) -> bytes:
+            """Raises: NotMapped, DmaError."""
+
 
 _GONE = b"not readable"
 
@@ -32,7 +38,8 @@ class ComparisonProtector:
     mechanism = "comparison of page digests"
     mode = ProtectMode.TRACK
 
-    def __init__(self, memory: AddressSpace, mode: ProtectMode = ProtectMode.TRACK, space: int = 0) -> None:
+    def __init__(self, memory: Readable, mode: ProtectMode = ProtectMode.TRACK, space: int = 0) -> None:
+        """`memory`: an AddressSpace, or what maps memory before it reads it."""
         if mode is not ProtectMode.TRACK:
             raise NotSupported(f"comparison gives TRACK; {mode.name} needs userfaultfd or a hypervisor")
         self._memory = memory

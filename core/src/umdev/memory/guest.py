@@ -152,6 +152,7 @@ class GuestMemory:
             if self._protector is None:
                 self._protector = GuestProtector()
                 base = int(ffi.cast("uintptr_t", self._base))
+                assert self._backing.inode is not None, "it is a memfd"
                 self._protector.add_memory(self._backing.inode, 0, base, self.size)
             return self._protector
 

@@ -14,25 +14,32 @@ from .failures import backing_error
 
 
 class Backing:
-    """A client's file in this process's address space.
+    """A client's file in this process's address space, or what a bus has mapped there by its own means.
 
     The address range lives as long as anything that was made from `buffer`: a view that somebody kept reads zeros after
     `detach`, and the range is given back when the last one is gone.
     """
 
-    __slots__ = ("_detached", "buffer", "guard", "host", "inode", "native", "offset")
+    __slots__ = ("_detached", "buffer", "guard", "host", "inode", "native", "offset", "views")
 
     def __init__(self, descriptor: int, offset: int, length: int, protection: Protection) -> None:
         native = ffi.new("umdev_backing *")
         code = -lib.umdev_memory_backing_open(descriptor, offset, length, protection.value, native)
         if code:
             raise backing_error(code, descriptor, offset, length)
+        status = os.fstat(descriptor)
+        self._fill(native, length, protection, (status.st_dev, status.st_ino), offset)
+
+    def _fill(
+        self, native: Any, length: int, protection: Protection, inode: tuple[int, int] | None, offset: int
+    ) -> None:
         self.native = native
         self.guard: int = native.guard
         self.host = HostVirt(int(ffi.cast("uintptr_t", native.host)))
-        status = os.fstat(descriptor)
-        self.inode = (status.st_dev, status.st_ino)
+        self.inode = inode
         self.offset = offset
+        self.views = 0
+        """Open views, for the address space that counts them."""
         self._detached = False
         # The memoryview keeps the cdata, and the cdata's end closes the range.
         bytes_ = ffi.gc(native.host, functools.partial(_close, native))
@@ -43,6 +50,22 @@ class Backing:
     def of_guest(cls, descriptor: int, length: int) -> Backing:
         """A guest's own mapping of all its memory."""
         return cls(descriptor, 0, length, Protection.READ | Protection.WRITE)
+
+    @classmethod
+    def adopt(cls, address: HostVirt, length: int, protection: Protection) -> Backing:
+        """Memory that is mapped already, whole pages; after an error it stays the caller's."""
+        native = ffi.new("umdev_backing *")
+        code = -lib.umdev_memory_backing_adopt(ffi.cast("void *", address), length, protection.value, native)
+        if code:
+            raise backing_error(code, -1, address, length)
+        backing = cls.__new__(cls)
+        backing._fill(native, length, protection, None, 0)  # noqa: SLF001  # a new one of this very class
+        return backing
+
+    def give_back(self) -> None:
+        """Undo `adopt`: the memory is the caller's again, and nothing here points to it."""
+        lib.umdev_guard_remove(self.guard)
+        self.native.base = ffi.NULL
 
     def detach(self) -> None:
         """Put anonymous zeros in place of the file. Pointers and views stay valid."""
@@ -79,7 +102,7 @@ class Mapping:
 
     @property
     def file(self) -> tuple[int, int] | None:
-        """Device and inode number of the file behind it: how a protector finds the VMM's own mapping of it."""
+        """Device and inode number of the file behind it, if there is one: how a protector finds the VMM's mapping."""
         return self._backing.inode if self._backing else None
 
     @property

@@ -54,6 +54,24 @@ static void send_signal(umdev_irq *irq, const umdev_irq_vector *vector)
     }
 }
 
+static bool heard(const umdev_irq *irq, const umdev_irq_vector *message)
+{
+    return irq->message_listener || message->fd >= 0;
+}
+
+/* Nothing masks it, and somebody hears it. */
+static void send_out(umdev_irq *irq, uint32_t index, uint32_t vector)
+{
+    if (!irq->message_listener) {
+        send_signal(irq, &irq->index[index].vectors[vector]);
+        return;
+    }
+    const umdev_msix_entry none = {0}, *entry = index == UMDEV_IRQ_MSIX ? &irq->table[vector] : &none;
+    irq->counters.sent++;
+    irq->message_listener(irq->message_context, index, vector, (uint64_t)entry->address_high << 32 | entry->address_low,
+                          entry->data);
+}
+
 /* The VFIO index on which an interrupt would go out; -1 when none can. Enabling MSI or MSI-X forbids the INTx pin
  * (PCI Local Bus 3.0, 6.8.1.3 and 6.8.2.3). */
 static int active_index(const umdev_irq *irq)
@@ -111,11 +129,11 @@ void umdev_irq_flush_vector(umdev_irq *irq, uint32_t index, uint32_t vector)
 {
     umdev_irq_vector *message = &irq->index[index].vectors[vector];
 
-    if (!message->pending || message->fd < 0 || !(irq->state & UMDEV_IRQ_BUS_MASTER) ||
+    if (!message->pending || !heard(irq, message) || !(irq->state & UMDEV_IRQ_BUS_MASTER) ||
         active_index(irq) != (int)index || message_masked(irq, index, vector))
         return;
     message->pending = false;
-    send_signal(irq, message);
+    send_out(irq, index, vector);
 }
 
 static void flush_index(umdev_irq *irq, uint32_t index)
@@ -230,6 +248,7 @@ void umdev_irq_disconnect_all(umdev_irq *irq)
     for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++)
         umdev_irq_disable(irq, index);
     umdev_irq_on_level(irq, NULL, NULL);
+    umdev_irq_on_message(irq, NULL, NULL);
 }
 
 void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context)
@@ -238,6 +257,15 @@ void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *con
     irq->listener = listener;
     irq->listener_context = context;
     irq->pin = false;
+    irq_unlock(irq);
+}
+
+void umdev_irq_on_message(umdev_irq *irq, umdev_message_listener listener, void *context)
+{
+    irq_lock(irq);
+    irq->message_listener = listener;
+    irq->message_context = context;
+    flush_all(irq);
     irq_unlock(irq);
 }
 
@@ -276,12 +304,12 @@ static int send_message(umdev_irq *irq, uint32_t index, uint32_t vector)
         return -EPERM;
     }
     umdev_irq_vector *message = &irq->index[index].vectors[vector];
-    if (message->fd < 0 || message_masked(irq, index, vector)) {
+    if (!heard(irq, message) || message_masked(irq, index, vector)) {
         message->pending = true;
         irq->counters.pended++;
         return 0;
     }
-    send_signal(irq, message);
+    send_out(irq, index, vector);
     return 0;
 }
 

@@ -43,6 +43,12 @@ int umdev_irq_connect_unmask(umdev_irq *irq, uint32_t index, uint32_t vector, in
  * does umdev_irq_disconnect_all; none is running on return. */
 typedef void (*umdev_level_listener)(void *context, int level);
 void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context);
+/* For buses that send messages themselves: called in place of the eventfd of each MSI or MSI-X vector, when nothing masks
+ * it. `address` and `data` are those of the MSI-X table; MSI has them in configuration space, and 0 comes here. It runs as
+ * a level listener does, and ends as one. What pended for want of a listener goes out at once. */
+typedef void (*umdev_message_listener)(void *context, uint32_t index, uint32_t vector, uint64_t address,
+                                       uint32_t data);
+void umdev_irq_on_message(umdev_irq *irq, umdev_message_listener listener, void *context);
 int umdev_irq_mask(umdev_irq *irq, uint32_t index, uint32_t vector);
 int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector);
 /* Disconnect all vectors of an index and forget its masks and pending bits. */

@@ -53,6 +53,8 @@ struct umdev_irq {
     bool pin; /* what the listener knows of */
     umdev_level_listener listener;
     void *listener_context;
+    umdev_message_listener message_listener;
+    void *message_context;
     umdev_irq_counters counters;
 };
 

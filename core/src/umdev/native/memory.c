@@ -13,6 +13,8 @@ struct umdev_memory {
     pthread_rwlock_t messages;  /* held shared while the carrier runs */
     umdev_message_transfer transfer;
     void *context;
+    _Atomic(umdev_memory_filler) filler; /* under `messages`, too; NULL for nearly all buses */
+    void *filler_context;
 };
 
 static umdev_table *empty_table;
@@ -166,6 +168,26 @@ void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer tran
     pthread_rwlock_unlock(&memory->messages);
 }
 
+void umdev_memory_set_filler(umdev_memory *memory, umdev_memory_filler filler, void *context)
+{
+    pthread_rwlock_wrlock(&memory->messages);
+    memory->filler_context = context;
+    atomic_store(&memory->filler, filler);
+    pthread_rwlock_unlock(&memory->messages);
+}
+
+/* Whether an address that no map covered is covered now. */
+static bool fill(umdev_memory *memory, uint32_t space, uint64_t iova, uint64_t length, int write)
+{
+    if (!atomic_load_explicit(&memory->filler, memory_order_relaxed) || umdev_reader_own->depth)
+        return false;
+    pthread_rwlock_rdlock(&memory->messages);
+    umdev_memory_filler filler = atomic_load(&memory->filler);
+    bool filled = filler && filler(memory->filler_context, space, iova, length, write) == 1;
+    pthread_rwlock_unlock(&memory->messages);
+    return filled;
+}
+
 void umdev_memory_set_device(umdev_memory *memory, umdev_device *device)
 {
     memory->device = device;
@@ -241,10 +263,12 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
 {
     const uint32_t needed = write ? UMDEV_WRITABLE : UMDEV_READABLE;
     uint8_t *cursor = bytes;
+    uint64_t filled = 0; /* bytes that were left when a map was asked for: once for each place */
     int result = 0;
     while (length && !result) {
         uint64_t budget = UMDEV_MEMORY_SECTION_MAX;
         uint64_t by_message = 0;
+        bool missing = false;
         umdev_reader_begin();
         const umdev_table *table = atomic_load(&memory->table);
         if (UMDEV_UNLIKELY(!atomic_load(&memory->bus_master)))
@@ -253,6 +277,7 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
             const umdev_map_entry *entry = umdev_table_find(table, space, iova);
             if (UMDEV_UNLIKELY(!entry)) {
                 result = -EFAULT;
+                missing = true;
                 break;
             }
             if (UMDEV_UNLIKELY(!(entry->protection & needed))) {
@@ -283,6 +308,10 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
                 result = -EFAULT; /* past the end of the space */
         }
         umdev_reader_end();
+        if (UMDEV_UNLIKELY(missing) && filled != length && fill(memory, space, iova, length, write)) {
+            filled = length;
+            result = 0;
+        }
         if (by_message) {
             result = transfer_message(memory, iova, cursor, by_message, write);
             if (!result) {

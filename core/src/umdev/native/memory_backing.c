@@ -50,6 +50,17 @@ int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, 
     return 0;
 }
 
+int umdev_memory_backing_adopt(void *base, uint64_t length, uint32_t protection, umdev_backing *ret)
+{
+    if (length == 0 || ((uintptr_t)base | length) & 4095)
+        return -EINVAL;
+    int guard = umdev_guard_add(base, length, protection);
+    if (guard < 0)
+        return guard;
+    *ret = (umdev_backing){.base = base, .extent = length, .host = base, .protection = protection, .guard = guard};
+    return 0;
+}
+
 int umdev_memory_backing_detach(const umdev_backing *backing)
 {
     return umdev_guard_replace((uintptr_t)backing->base, backing->extent, backing->protection);

@@ -39,6 +39,11 @@ int umdev_memory_bus_master(umdev_memory *memory);
 /* Waits until no transfer that began earlier is inside a section; -EDEADLK in a reader section. */
 int umdev_memory_drain(umdev_memory *memory);
 /* Waits for calls of the old function in progress: whoever clears it ends those first. */
+/* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section, with
+ * the device's lock held or not. 1: a map covers it now. */
+typedef int (*umdev_memory_filler)(void *context, uint32_t space, uint64_t iova, uint64_t length, int write);
+/* Waits as set_messages does. */
+void umdev_memory_set_filler(umdev_memory *memory, umdev_memory_filler filler, void *context);
 void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer transfer, void *context);
 /* Whose handlers must not wait for messages (see umdev_device_context); NULL: none. Set before the first transfer. */
 void umdev_memory_set_device(umdev_memory *memory, umdev_device *device);
@@ -69,6 +74,8 @@ typedef struct umdev_backing {
  * file), -EACCES (not opened for this), -EINVAL, -ENOMEM. */
 int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, uint32_t protection,
                               umdev_backing *ret);
+/* Take over memory that the caller has mapped, whole pages. 0, -EINVAL (crooked), -ENOMEM; then it stays the caller's. */
+int umdev_memory_backing_adopt(void *base, uint64_t length, uint32_t protection, umdev_backing *ret);
 /* Anonymous zeros take the place of the file; pointers stay valid. 0 or a negative errno. */
 int umdev_memory_backing_detach(const umdev_backing *backing);
 void umdev_memory_backing_close(umdev_backing *backing);

@@ -220,6 +220,14 @@ class InterruptPort:
         """
         lib.umdev_irq_on_level(self._irq, listener, context)
 
+    def on_message(self, listener: Any, context: Any = ffi.NULL) -> None:
+        """For buses that send messages themselves: a C `umdev_message_listener` (irq_decls.h) and its context, or NULL.
+
+        It is called in place of the eventfds of MSI and MSI-X; masks, pending bits and bus mastering stay the core's.
+        `disconnect_all` ends it. It must neither wait nor call this port.
+        """
+        lib.umdev_irq_on_message(self._irq, listener, context)
+
     def mask(self, index: int, vector: int) -> None:
         """Hold the vector back: a message pends, a level waits. Raises: InvalidArgument."""
         lib.umdev_irq_mask(self._irq, *self._place(index, vector))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .discovery import Group, PluginInfo, installed, load
+from .options import ServeOption
 from .rows import Row
 
 if TYPE_CHECKING:
     from .manager import Plugins
 
-__all__ = ["Group", "PluginInfo", "Row", "installed", "load", "plugins"]
+__all__ = ["Group", "PluginInfo", "Row", "ServeOption", "installed", "load", "plugins"]
 
 
 def plugins() -> Plugins:

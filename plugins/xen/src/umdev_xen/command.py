@@ -1,0 +1,116 @@
+"""`umdev run --xen`: devices for a domain that the toolstack runs, through its reboots."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import signal
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import click
+from umdev.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from umdev.device import Device, Parent
+
+_GLANCE = 3600.0
+"""Seconds that the worker waits at a time."""
+
+
+@click.command("run")
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@click.option("--xen", "domain", required=True, metavar="DOMAIN", help="A domain's name, or its number.")
+@click.option("--polled", is_flag=True, help="Drivers need no interrupts: serve where they can't be delivered.")
+@click.option("--once", is_flag=True, help="End with the domain, whether it reboots or not.")
+@click.option("--user", metavar="NAME", help="Serve as this user, who can open nothing of Xen's any more.")
+@click.option("--host-bridge/--no-host-bridge", default=None, help="Be PCI host bridge 00:00.0; a PVH domain has none.")
+def command(
+    *, devices: tuple[str, ...], domain: str, polled: bool, once: bool, user: str | None, host_bridge: bool | None
+) -> int:
+    """Give devices to a domain of Xen, from before it runs until it is gone, and again when it reboots.
+
+    DEVICE is a device type, as PARENT/TYPE where several parents offer it. Start it before the domain (xl create -p, or
+    before xl create: it waits for the name); each life of the domain is served by a process that is restricted to it.
+    The exit code is 0 when the domain has gone, or SIGTERM has come.
+    """
+    from .supervisor import Supervisor
+
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+    account = _account(user)
+
+    def work(domid: int) -> int:
+        return _serve(domid, devices, polled=polled, host_bridge=host_bridge, account=account)
+
+    return Supervisor(domain, work, once=once).run()
+
+
+def _serve(
+    domid: int,
+    devices: tuple[str, ...],
+    *,
+    polled: bool,
+    host_bridge: bool | None,
+    account: pwd.struct_passwd | None,
+) -> int:
+    """The worker: one domain's devices, until it has gone. In the main thread of a process of its own."""
+    from .domain import Domain
+
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: over.set())
+    with ExitStack() as stack:
+        made = [stack.enter_context(_create(name)) for name in devices]
+        opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
+        for device in made:
+            slot = opened.plug(device, polled=polled)
+            click.echo(f"0000:00:{slot:02x}.0 {device} of domain {domid}", err=True)
+        if account is not None:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+
+        def watch() -> None:
+            opened.wait()
+            over.set()
+
+        threading.Thread(target=watch, name="end of the domain", daemon=True).start()
+        while not over.wait(_GLANCE):  # a signal's handler runs in this thread, between waits
+            continue
+        if opened.reason is not None:
+            click.echo(opened.reason, err=True)
+    return 0
+
+
+def _account(user: str | None) -> pwd.struct_passwd | None:
+    if user is None:
+        return None
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise NotFound(f"there is no user {user!r}") from None
+
+
+def _create(name: str) -> Device:
+    parent_name, _, type_id = name.rpartition("/")
+    return _parent(parent_name, type_id).create(type_id)
+
+
+def _parent(name: str, type_id: str) -> Parent:
+    from umdev.plugins import plugins
+
+    if name:
+        return plugins().load_parent(name)
+    offering = []
+    for parent_name in sorted({info.name for info in plugins().parents() if info.error is None}):
+        parent = plugins().load_parent(parent_name)
+        if type_id in parent.types:
+            offering.append(parent)
+    if not offering:
+        raise NotFound(f"no parent offers a device type {type_id!r}: umdev types lists them")
+    if len(offering) > 1:
+        names = ", ".join(f"{parent.name}/{type_id}" for parent in offering)
+        raise InvalidArgument(f"several parents offer {type_id!r}: say {names}")
+    return offering[0]

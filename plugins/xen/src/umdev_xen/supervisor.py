@@ -1,0 +1,100 @@
+"""Follows a domain through its reboots: each is a new domain, and a process that was restricted serves only one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from .toolstack import find_domain, named, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+__all__ = ["Supervisor"]
+
+_log = logging.getLogger("umdev.xen")
+
+
+class Supervisor:
+    """Runs `work(domid)` in a process of its own for each life of a domain. Main thread only, no other threads.
+
+    SIGTERM and SIGINT end the worker first, then this process's `run`.
+    """
+
+    def __init__(self, domain: str, work: Callable[[int], int], *, once: bool = False) -> None:
+        """`domain`: a name, which survives reboots, or a number, which does not. `once`: one life is enough."""
+        self._domain = domain
+        self._work = work
+        self._once = once or domain.isdecimal()
+        self._worker: int | None = None
+        self._over = False
+
+    def run(self) -> int:
+        """Serve the domain until it is not rebooted, or a worker fails: its exit code.
+
+        Waits for a domain of that name if there is none yet. Raises: NotSupported without xenstore, NotFound.
+        """
+        self._wake, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            with self._ended_by_signals(write):
+                return self._follow()
+        finally:
+            os.close(self._wake)
+            os.close(write)
+
+    def _follow(self) -> int:
+        domid: int | None = find_domain(self._domain) if self._domain.isdecimal() else named(self._domain)
+        while not self._over:
+            if domid is None:
+                _log.info("waiting for a domain named %s", self._domain)
+                domid = wait_for(self._domain, None, self._wake)
+                if domid is None:
+                    return 0
+            code = self._serve(domid)
+            if code or self._once or self._over:
+                return code
+            domid = wait_for(self._domain, domid, self._wake)
+        return 0
+
+    def _serve(self, domid: int) -> int:
+        """One life; the worker's exit code."""
+        worker = os.fork()
+        if worker == 0:
+            code = 1
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                code = self._work(domid)
+            except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
+                _log.exception("domain %d", domid)
+            finally:
+                logging.shutdown()
+                os._exit(code)
+        self._worker = worker
+        if self._over:  # the signal came before there was a worker
+            os.kill(worker, signal.SIGTERM)
+        try:
+            _, status = os.waitpid(worker, 0)
+        finally:
+            self._worker = None
+        return os.waitstatus_to_exitcode(status)
+
+    @contextlib.contextmanager
+    def _ended_by_signals(self, write: int) -> Iterator[None]:
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._over = True
+            with contextlib.suppress(BlockingIOError):
+                os.write(write, b"!")
+            if self._worker is not None:
+                os.kill(self._worker, signal.SIGTERM)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

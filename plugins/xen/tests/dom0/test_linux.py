@@ -1,0 +1,60 @@
+"""A stock Linux in a PVH domain, with its own drivers for devices of ours."""
+
+import re
+import threading
+import tty
+from pathlib import Path
+
+import pytest
+from umdev_mtty import parent as mtty
+from umdev_testkit.xen_linux import PvhLinux
+from umdev_xen import Domain, DomainType
+
+pytestmark = pytest.mark.xen
+SECONDS = 600.0  # for what takes a minute on an idle machine
+OUT, BACK = bytes(range(33, 97)), bytes(range(96, 32, -1))
+SERIAL = """
+for device in /sys/bus/pci/devices/*; do echo $(basename $device) $(cat $device/vendor $device/device $device/irq); done
+grep -l 4348 /sys/class/tty/ttyS*/device/vendor
+port=$(basename $(ls -d /sys/bus/pci/devices/0000:00:01.0/*/*/tty/ttyS* /sys/bus/pci/devices/0000:00:01.0/tty/ttyS* \
+    2>/dev/null | head -n 1))
+[ -n "$port" ] || { dmesg | grep -i tty; exit 3; }
+dmesg | grep $port
+exec 5<>/dev/$port
+stty raw -echo <&5
+dd bs=64 count=1 iflag=fullblock <&5 >/from 2>/dev/null &
+cat /data >&5
+wait
+cmp /from /expected || exit 4
+"""
+
+
+@pytest.mark.timeout(1500)
+def test_mtty_without_interrupts():
+    """PVH has none for INTx: the driver polls, and bytes pass both ways."""
+    with (
+        mtty.create("mtty-1") as card,
+        PvhLinux(SERIAL, files={"/data": OUT, "/expected": BACK}) as linux,
+        Domain(linux.domid) as domain,
+    ):
+        assert domain.type is DomainType.PVH
+        domain.plug(card, polled=True)
+        received = bytearray()
+        place = card.query("terminals")[0]
+        with Path(place).open("r+b", buffering=0) as end:
+            tty.setraw(end)
+
+            def exchange():
+                end.write(BACK)
+                while len(received) < len(OUT):
+                    received.extend(end.read(len(OUT) - len(received)))
+
+            host = threading.Thread(target=exchange, daemon=True)
+            host.start()
+            linux.unpause()
+            run = linux.wait(SECONDS)
+            assert run.status == 0, run.console
+            host.join(SECONDS)
+        assert bytes(received) == OUT
+        assert re.search(r"ttyS\d at I/O 0x[0-9a-f]+ \(irq = 0", run.console), run.console
+        assert domain.counters["messages"] == 0

@@ -1,0 +1,15 @@
+"""The tests of this plugin that need a dom0, and the examples' own checks on a domain, inside the Xen test bed."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.guest
+@pytest.mark.xen
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("what", ["plugins/xen/tests/dom0", "examples"])
+def test_in_dom0(xen_guest, passes_in, what):
+    passes_in(xen_guest, what, "-q", "-m", "xen and not guest", "--timeout", "1500", folder=ROOT)

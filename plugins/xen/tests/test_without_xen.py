@@ -1,0 +1,75 @@
+"""What a machine that is no dom0 is told."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+from umdev.errors import InvalidArgument, NotFound, NotSupported
+from umdev_edu import Edu
+from umdev_xen import Domain, bus, hypervisor
+from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
+from umdev_xen.toolstack import DomainType, find_domain
+
+
+def test_a_missing_library_names_the_package():
+    absent = Library("libxenabsent.so.7", "libxenabsent7")
+    with pytest.raises(NotSupported, match=r"libxenabsent\.so\.7.*apt install libxenabsent7"):
+        absent.function("anything")
+
+
+def test_a_library_too_old_names_the_version_that_has_it():
+    """libc stands for a library without the function: it is there, and has it not."""
+    old = Library("libc.so.6", "libxendevicemodel1", {"xendevicemodel_nr_vcpus": "1.4 (Xen 4.15)"})
+    with pytest.raises(NotSupported, match=r"no xendevicemodel_nr_vcpus: it came with version 1\.4 \(Xen 4\.15\)"):
+        old.call("xendevicemodel_nr_vcpus")
+    with pytest.raises(NotSupported, match=r"version 1\.0"):
+        old.address("xendevicemodel_close")
+
+
+def test_versions_are_named_for_what_came_later():
+    assert "xenforeignmemory_map_resource" in FOREIGN_MEMORY.since
+    assert set(DEVICE_MODEL.since) == {"xendevicemodel_relocate_memory", "xendevicemodel_nr_vcpus"}
+
+
+def test_errors_say_what_to_do():
+    assert "is this a dom0 of Xen?" in str(failure("xendevicemodel_open", errno.ENOENT))
+    assert "no such domain" in str(failure("xendevicemodel_nr_vcpus", errno.ESRCH))
+    refused = failure("xendevicemodel_map_mem_type_to_ioreq_server", errno.EBUSY)
+    assert "another device model" in str(refused)
+    assert (refused.errno, refused.call) == (errno.EBUSY, "xendevicemodel_map_mem_type_to_ioreq_server")
+
+
+def test_a_domain_where_no_xen_is():
+    """Without the libraries the package is named, with them that this is no dom0."""
+    with pytest.raises(Exception, match=r"apt install libxendevicemodel1|is this a dom0"):
+        Domain(1)
+
+
+def test_the_bus_refuses_what_makes_no_sense():
+    with Edu() as edu:
+        with pytest.raises(InvalidArgument, match="slot 'x'"):
+            bus.serve(edu, domain=1, slot="x")
+        with pytest.raises(InvalidArgument, match="leave --fd out"):
+            bus.serve(edu, domain=1, descriptor=3)
+        with pytest.raises(NotFound, match="xl list"):
+            bus.serve(edu, domain="nobody-has-this-name")
+        assert edu.attachment is None
+
+
+def test_a_domain_by_its_number():
+    assert find_domain("17") == 17
+    assert DomainType.of(intx=False) is DomainType.PVH
+
+
+def test_doctor_has_a_row_with_a_remedy():
+    rows = list(hypervisor.doctor())
+    assert rows
+    if rows[0].ok is None:
+        assert rows[0].remedy
+
+
+def test_importing_the_plugin_loads_no_library_of_xens():
+    code = "import umdev_xen; print([line for line in open('/proc/self/maps') if 'libxen' in line])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
