@@ -81,6 +81,9 @@ typedef struct umdev_span {
 
 /* How memory is reached where no descriptor came with the map; set by a bus. Return 0 or a negative errno. */
 typedef int (*umdev_message_transfer)(void *context, uint64_t iova, void *bytes, uint64_t length, int write);
+/* 1: transfers under way end with -ECANCELED at once, and so do new ones, until it is called with 0. Any thread; it does
+ * not wait. */
+typedef void (*umdev_message_cancel)(void *context, int cancelled);
 
 /* What a C plugin may call. One table per process, supplied by the core, valid for the life of the process. */
 typedef struct umdev_api {

@@ -244,8 +244,8 @@ class AddressSpace:
     def read(self, iova: int, length: int, space: int = 0) -> bytes:
         """Bytes as the device reads them, across adjacent maps. 1, 2, 4 and 8 aligned bytes are one access.
 
-        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError; InvalidArgument
-        for numbers that are no bus addresses.
+        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaAborted, DmaError;
+        InvalidArgument for numbers that are no bus addresses.
         """
         # The map hit last, without a call into C. Whatever takes the map away clears _hit before the memory changes, so
         # what was copied counts only if _hit is still there. Scalars go the long way: they are never torn there.
@@ -339,12 +339,14 @@ class AddressSpace:
         if lib.umdev_memory_drain(self.pointer):
             raise StateError("drain is called inside a reader section")
 
-    def set_messages(self, transfer: Any, context: Any = ffi.NULL) -> None:
-        """How maps without a descriptor are reached: a C `umdev_message_transfer` and its context, or NULL.
+    def set_messages(self, transfer: Any, context: Any = ffi.NULL, cancel: Any = ffi.NULL) -> None:
+        """How maps without a descriptor are reached: a C `umdev_message_transfer`, or NULL, and its context.
 
-        Waits for calls of the old one that are under way.
+        `cancel` is the `umdev_message_cancel` that ends transfers under way, for a reset; without one it waits for them.
+        The transfer is called without the device lock, and for at most 64 KiB at once. Waits for calls of the old one
+        that are under way.
         """
-        lib.umdev_memory_set_messages(self.pointer, transfer, context)
+        lib.umdev_memory_set_messages(self.pointer, transfer, cancel, context)
 
     # Inside.
 
