@@ -146,8 +146,9 @@ class Device:
         Device lock held; it is free while suspended work gets its DmaAborted and returns, if there is such work. When
         this returns none is left, but the caller.
         """
-        self.native.settle(cancel=True)
         self.work.clear()
+        self.native.settle(cancel=True)
+        self.work.clear()  # what handlers have started while the lock was free
 
     def locked(self) -> Any:
         """A context manager that holds the device lock, for threads of the model's own.
