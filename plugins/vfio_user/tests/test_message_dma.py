@@ -84,9 +84,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, str]]:
             return type(error).__name__
         return "done"
 
-    monkeypatch.setattr(
-        Sample, "store", lambda device, value: told.append((value, outcome(device), outcome(device)))
-    )
+    monkeypatch.setattr(Sample, "store", lambda device, value: told.append((value, outcome(device), outcome(device))))
     return told
 
 

@@ -141,7 +141,7 @@ class Device:
         return self.work.after(delay, job, period=period)
 
     def end_work(self) -> None:
-        """For resets of the model's own (NVMe's CC.EN): cancel timers and work, end what is suspended in DMA by message.
+        """For resets of the model's own (NVMe's CC.EN): cancel timers and work, end what waits in DMA by message.
 
         Device lock held; it is free while suspended work gets its DmaAborted and returns, if there is such work. When
         this returns none is left, but the caller.

@@ -66,7 +66,7 @@ class WorkQueue:
         self._failed = failed
         self._wake = threading.Condition()
         self._heap: list[Work] = []
-        self._running: list[Work] = []  # off the heap: a reset from within, or while one waits, must still end its periods
+        self._running: list[Work] = []  # off the heap: a reset from within, or meanwhile, must still end its periods
         self._sequence = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -342,8 +342,8 @@ class AddressSpace:
     def set_messages(self, transfer: Any, context: Any = ffi.NULL, cancel: Any = ffi.NULL) -> None:
         """How maps without a descriptor are reached: a C `umdev_message_transfer`, or NULL, and its context.
 
-        `cancel` is the `umdev_message_cancel` that ends transfers under way, for a reset; without one it waits for them.
-        The transfer is called without the device lock, and for at most 64 KiB at once. Waits for calls of the old one
+        `cancel` is the `umdev_message_cancel` that ends transfers under way, for a reset; without one a reset waits for
+        them. The transfer is called without the device lock, for at most 64 KiB at once. Waits for calls of the old one
         that are under way.
         """
         lib.umdev_memory_set_messages(self.pointer, transfer, cancel, context)

@@ -35,8 +35,8 @@ def dma_error(code: int, iova: int, length: int, failed: int, space: int, *, wri
         return BusMasterDisabled(text, failed, left)
     if code == errno.EDEADLK:
         text = (
-            f"{what}: memory at {failed:#x} is reachable by message only and the client may be waiting for this very handler; "
-            "do the transfer in deferred work (self.after(0, ...))"
+            f"{what}: memory at {failed:#x} is reachable by message only, and the client may be waiting for this "
+            "very handler; do the transfer in deferred work (self.after(0, ...))"
         )
         return DmaWouldDeadlock(text, failed, left)
     if code == errno.ECANCELED:

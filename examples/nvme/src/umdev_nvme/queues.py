@@ -121,7 +121,7 @@ class CompletionQueue(Block["Nvme"]):
         """
         tail, phase = self.tail, self.phase
         at = self.address + tail * COMPLETION_SIZE
-        # Ours first: where memory is reached by message, the driver may see the entry and say so before `write` returns.
+        # Ours first: where memory is reached by message, the driver may see and acknowledge it before `write` returns.
         self.tail = (tail + 1) % self.size
         if self.tail == 0:
             self.phase = not phase
