@@ -6,8 +6,10 @@ import threading
 import pytest
 from umdev._native import ffi
 
-from .conftest import CC, ENABLE, PAGE, READY, SECONDS, SHUT_DOWN
-
+CC, ENABLE = 0x14, 1 | 6 << 16 | 4 << 20
+READY, SHUT_DOWN = 1, 2 << 2
+PAGE = 4096
+SECONDS = 60  # far more than anything takes
 BY_MESSAGE = 1 << 40
 
 
