@@ -6,7 +6,7 @@ import pytest
 from umdev._native import ffi
 from umdev.addresses import PAGE_SIZE, Iova
 from umdev.device.dispatch import NativeDevice
-from umdev.errors import DmaWouldDeadlock
+from umdev.errors import DmaWouldDeadlock, NotMapped
 from umdev.memory import AddressSpace, GuestMemory, UserfaultProtector
 from umdev.memory.userfault import unavailable
 from umdev.services import ProtectMode
@@ -115,7 +115,7 @@ def test_a_notification_may_unmap_close_and_protect(native, memory, guest):
     assert guest.load(PAGE_SIZE, 1) == b"x"
 
 
-def test_dma_by_message_from_a_handler_that_the_client_waits_for_is_refused(native, memory):
+def test_dma_by_message_from_a_handler_is_refused(native, memory):
     by_message = 1 << 30
     memory.map(by_message, PAGE_SIZE)
     carried = []
@@ -123,7 +123,8 @@ def test_dma_by_message_from_a_handler_that_the_client_waits_for_is_refused(nati
     @ffi.callback("int(void *, uint64_t, void *, uint64_t, int)")
     def carry(context, iova, data, length, write):
         carried.append((iova, length, write))
-        return 0
+        with native.locked():  # it is free while the client is waited for, whoever waits
+            return 0
 
     memory.set_messages(carry)
     answers = []
@@ -137,7 +138,9 @@ def test_dma_by_message_from_a_handler_that_the_client_waits_for_is_refused(nati
         return bytes(length)
 
     def write(offset, data):
-        memory.write(by_message, b"posted")
+        with pytest.raises(DmaWouldDeadlock):
+            memory.write(by_message, b"posted")
+        answers.append("written")
 
     native.add_callback_region(CONFIG, 256, read, write)
     native.add_callback_region(BAR, 256, read, write)
@@ -145,9 +148,33 @@ def test_dma_by_message_from_a_handler_that_the_client_waits_for_is_refused(nati
     native.read(BAR, 0, 4)
     assert [answer.iova for answer in answers] == [by_message] * 2
     assert "after(0" in str(answers[0])
+    native.write(BAR, 0, b"data", posted=True)
+    native.write(BAR, 0, b"data")
+    assert answers[2:] == ["written", "written"]
     assert carried == []
     memory.read(by_message, 16)  # no handler: deferred work
     with native.locked():
         memory.write(by_message + 8, b"1234")
+        assert native.held
     assert carried == [(by_message, 16, 0), (by_message + 8, 4, 1)]
+    memory.set_messages(ffi.NULL)
+
+
+def test_dma_by_message_goes_in_pieces_and_looks_at_the_maps_before_each(native, memory):
+    by_message = 1 << 30
+    memory.map(by_message, 1 << 20)
+    carried = []
+
+    @ffi.callback("int(void *, uint64_t, void *, uint64_t, int)")
+    def carry(context, iova, data, length, write):
+        carried.append((iova - by_message, length))
+        if len(carried) == 2:
+            memory.unmap(by_message, 1 << 20)
+        return 0
+
+    memory.set_messages(carry)
+    with native.locked(), pytest.raises(NotMapped) as failed:
+        memory.write(by_message + 16, bytes(1 << 19))
+    assert failed.value.iova == by_message + 16 + (2 << 16)
+    assert carried == [(16, 1 << 16), (16 + (1 << 16), 1 << 16)]
     memory.set_messages(ffi.NULL)

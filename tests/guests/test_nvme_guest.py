@@ -119,3 +119,44 @@ def test_what_the_driver_falls_back_to(umdev, linux_guest, tmp_path, options):
     with file.open("rb") as blocks:
         blocks.seek(3 * MIB)
         assert blocks.read(len(data)) == data
+
+
+def test_the_pin_with_memory_by_messages(umdev, linux_guest, tmp_path):
+    """QEMU answers no DMA while it waits for an answer, as at each end of an interrupt; every such wait must end."""
+    wire_log = tmp_path / "wire.log"
+    disk = umdev.start("nvme", "nvme-64m", "--wire-log", str(wire_log))
+    chance = random.Random(514)
+    data = chance.randbytes(4 * MIB)
+    piece = 32 << 10
+    pieces = list(range(len(data) // piece))
+    scripts = []
+    for _ in range(PROCESSORS):
+        chance.shuffle(pieces)
+        scripts.append("".join(f"m {number}\n" for number in pieces))
+    # Pieces in any order, each processor its own; those that both write have the same content.
+    write = f"m() {{ dd if=/data of=/dev/nvme0n1 bs={piece} skip=$1 seek=$1 count=1 conv=fsync,notrunc 2>/dev/null; }}"
+    guest = start(
+        linux_guest,
+        disk.arguments,
+        files={"/data": data} | {f"/pieces{n}": script.encode() for n, script in enumerate(scripts)},
+        append="pci=nomsi",
+        shared_memory=False,
+    )
+    check_identity(guest)
+    assert "IO-APIC" in guest.run("grep nvme /proc/interrupts")
+    ways = [f"taskset {1 << n:x} sh -c '{write}; . /pieces{n}' & " for n in range(PROCESSORS)]
+    guest.run("".join(ways) + "wait")
+    assert read(guest, 0, 4) == sha256(data).hexdigest()
+    random_reads = f"m() {{ dd if=/dev/nvme0n1 bs={piece} skip=$1 count=1 2>/dev/null >/tmp/$1; }}"
+    guest.run(f"mkdir -p /tmp; {FORGET}; {random_reads}; . /pieces0")
+    names = " ".join(f"/tmp/{number}" for number in sorted(pieces))
+    assert guest.run(f"cat {names} | sha256sum").split()[0] == sha256(data).hexdigest()
+    check_messages(guest)
+    assert not re.search("I/O error", guest.dmesg), guest.dmesg
+    guest.poweroff()
+    umdev.stop_all()  # writes the log's rest
+    messages = wire_log.read_text().splitlines()
+    transfers = [message for message in messages if message.startswith(("DMA_READ", "DMA_WRITE"))]
+    assert len(transfers) > 3 * len(data) // 4096  # every page of two writers and a reader, at least
+    assert not [message for message in transfers if "error=" in message]
+    assert [message for message in messages if message.startswith("DEVICE_SET_IRQS") and "UNMASK" in message]

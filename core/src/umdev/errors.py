@@ -18,7 +18,8 @@ Each class also derives from the standard exception that fits, and carries `errn
     |   +-- NotPermitted                          the map forbids the direction
     |   +-- BusMasterDisabled                     the driver has not enabled bus mastering
     |   +-- MappingPoisoned                       the client's file shrank under the map
-    |   +-- DmaWouldDeadlock                      the client waits for this very handler; use deferred work
+    |   +-- DmaWouldDeadlock                      a handler would wait for the client; use deferred work
+    |   +-- DmaAborted                            a reset ended the work that waited for the client
     +-- PinLimit                  (OSError)       RLIMIT_MEMLOCK is too small
     +-- ProtectError              (OSError)       pages cannot be protected
     |   +-- ProtectorBusy                         another userfaultfd owns the memory
@@ -43,6 +44,7 @@ __all__ = [
     "Conflict",
     "DeclarationError",
     "Disconnected",
+    "DmaAborted",
     "DmaError",
     "DmaWouldDeadlock",
     "HypervisorError",
@@ -173,9 +175,18 @@ class MappingPoisoned(DmaError):
 
 
 class DmaWouldDeadlock(DmaError):
-    """Memory is reachable by message only and the client waits for the handler that asked: use `after(0, ...)`."""
+    """Memory is reachable by message only, and the client may wait for who asked (a handler): use `after(0, ...)`."""
 
     errno = _errno.EDEADLK
+
+
+class DmaAborted(DmaError):
+    """Memory is reachable by message only, and a reset (or `end_work`) came while deferred work waited for it.
+
+    All DMA by message of that work fails so from now on; the reset waits until the work has returned.
+    """
+
+    errno = _errno.ECANCELED
 
 
 class PinLimit(UmdevError, OSError):

@@ -169,6 +169,72 @@ static void test_lock_and_intercept(void)
     drop(&f);
 }
 
+/* ---- work that waits for the client ---- */
+
+/* One thread's work: it lets the lock go again and again, as DMA by message does, until it is told to end. */
+struct work {
+    umdev_device *device;
+    atomic_int inside; /* of the suspension */
+    atomic_int go;     /* its message is answered */
+    int rounds;        /* finished */
+    int result;
+};
+
+static void *suspend(void *context)
+{
+    struct work *work = context;
+    CHECK(umdev_device_suspend(work->device) == 0); /* no lock, nothing to let go */
+    CHECK(umdev_device_lock(work->device) == 0);
+    for (;;) {
+        work->result = umdev_device_suspend(work->device);
+        if (work->result < 0)
+            break;
+        CHECK(!umdev_device_held(work->device));
+        atomic_store(&work->inside, 1);
+        while (!atomic_load(&work->go))
+            usleep(100);
+        umdev_device_resume(work->device);
+        CHECK(umdev_device_held(work->device));
+        work->rounds++;
+    }
+    umdev_device_unlock(work->device);
+    return NULL;
+}
+
+static void *answer_soon(void *context)
+{
+    usleep(20000);
+    atomic_store(&((struct work *)context)->go, 1);
+    return NULL;
+}
+
+static void test_suspended(void)
+{
+    umdev_register r[] = {declare(RW, 0, 4, 0)};
+    r[0].on_write = UMDEV_CALL_VALUE;
+    struct fixture f = make(r, 1, 64);
+    struct work work = {.device = f.device};
+    pthread_t threads[2];
+    CHECK(umdev_device_lock(f.device) == 0);
+    umdev_device_settle(f.device, 1); /* nothing is */
+    umdev_device_unlock(f.device);
+    pthread_create(&threads[0], NULL, suspend, &work);
+    while (!atomic_load(&work.inside))
+        usleep(100);
+    CHECK(wr(f.device, 0, 5, 4) == UMDEV_OK && seen.writes == 1); /* handlers run */
+    CHECK(umdev_device_lock(f.device) == 0);
+    pthread_create(&threads[1], NULL, answer_soon, &work);
+    umdev_device_settle(f.device, 1);
+    /* Its work is through: it has not let the lock go in between, and can't begin to wait again. */
+    CHECK(work.rounds == 1 && work.result == -ECANCELED && umdev_device_held(f.device));
+    CHECK(umdev_device_suspend(f.device) == 1);
+    umdev_device_resume(f.device);
+    umdev_device_unlock(f.device);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    drop(&f);
+}
+
 /* ---- races ---- */
 
 enum { ROUNDS = 20000, THREADS = 4 };
@@ -243,6 +309,7 @@ int main(void)
     test_native();
     test_ended_within();
     test_lock_and_intercept();
+    test_suspended();
     test_race();
     puts("ok");
     return 0;

@@ -135,7 +135,7 @@ static void test_messages(void)
     for (unsigned i = 0; i < sizeof(data); i++)
         data[i] = (uint8_t)(i * 7);
     CHECK(umdev_memory_write(memory, 0, 0, data, 16) == -ENOTCONN);
-    umdev_memory_set_messages(memory, carry, &carrier);
+    umdev_memory_set_messages(memory, carry, NULL, &carrier);
     CHECK(umdev_memory_copy(memory, 0, 0, data, 16, 1) == 0 && carrier.calls == 0); /* it waits for nobody */
     CHECK(umdev_memory_copy(memory, 0, PAGE, data, PAGE, 1) == 1 && memcmp(middle, data, PAGE) == 0);
     CHECK(umdev_memory_copy(memory, 0, PAGE, data, PAGE + 1, 1) == 0);
@@ -148,8 +148,8 @@ static void test_messages(void)
     CHECK(umdev_memory_read(memory, 0, 0, back, sizeof(back)) == 0 && memcmp(back, data, sizeof(data)) == 0);
     uint64_t failed = 0;
     CHECK(umdev_memory_transfer(memory, 0, PAGE, back, 2 * PAGE + 1, 0, &failed) == -EIO && failed == 2 * PAGE);
-    /* A handler that the client waits for can't have an answer from it; in mapped memory it may do as it likes. */
-    umdev_memory_set_messages(memory, NULL, NULL);
+    umdev_memory_cancel_messages(memory, 1); /* nobody to tell */
+    umdev_memory_set_messages(memory, NULL, NULL, NULL);
     CHECK(umdev_memory_read(memory, 0, 2 * PAGE, back, 1) == -ENOTCONN);
     CHECK(umdev_memory_set_bus_master(memory, 0) == 0);
     CHECK(umdev_memory_read(memory, 0, PAGE, back, 1) == -EPERM);

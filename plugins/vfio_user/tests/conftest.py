@@ -36,6 +36,8 @@ IO_FDS = struct.Struct("<IIII")
 SUB_REGION = struct.Struct("<QQIIIIQ")
 VERSION_DATA = b'\0\0\0\0{"capabilities":{"max_msg_fds":16,"write_multiple":true}}' + b" " * 200 + b"\0"
 WAIT = 10.0
+MEMORY = 0x10_0000
+DMA_WRITE = 12
 
 
 class Registers(Block["Sample"]):
@@ -229,6 +231,38 @@ class Raw:
         self.socket.close()
 
 
+class MessageClient(Raw):
+    """Its memory is reached by message, and it answers for it when the test says so."""
+
+    def post(self, offset: int, value: int) -> None:
+        """A write that nobody answers."""
+        self.put(10, ACCESS.pack(offset, 0, 4) + value.to_bytes(4, "little"), flags=0x10)
+
+    def start_dma(self, value: int) -> tuple[int, bytes]:
+        """Have deferred work write `value` to memory: the request that is left without an answer."""
+        self.write(0, 0x10, MEMORY.to_bytes(8, "little"))
+        self.post(0x20, value)
+        return self.request()
+
+    def request(self) -> tuple[int, bytes]:
+        """The device's next request, which must be a DMA_WRITE: its id and payload."""
+        number, command, flags, _, payload, _ = self.get()
+        assert (command, flags & 0xF) == (DMA_WRITE, 0)
+        return number, payload
+
+    def answer(self, request: tuple[int, bytes]) -> None:
+        """It is written."""
+        number, payload = request
+        self.put(DMA_WRITE, payload[:16], flags=1, number=number)
+
+    def finish_dma(self, request: tuple[int, bytes]) -> bytes:
+        """Answer it and what follows; returns the data of the last."""
+        self.answer(request)
+        request = self.request()
+        self.answer(request)
+        return request[1][16:]
+
+
 class Served:
     """A server in a thread."""
 
@@ -291,6 +325,21 @@ def raw(serve: Callable[..., Served]) -> Iterator[Raw]:
     client.enable()
     yield client
     client.close()
+
+
+@pytest.fixture
+def connect_by_message(serve: Callable[..., Served]) -> Callable[[], MessageClient]:
+    """Connect to one server: memory, I/O and bus mastering on, and a page of memory."""
+    served = serve()
+
+    def connect() -> MessageClient:
+        client = MessageClient(served.connect(negotiate=False).socket)
+        client.negotiate()
+        client.enable()
+        assert client.map(MEMORY, 4096) == 0
+        return client
+
+    return connect
 
 
 @pytest.fixture(params=["shared", "messages"])

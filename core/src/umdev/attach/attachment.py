@@ -162,7 +162,7 @@ class Attachment:
             self.device.clock.pause()
             if not self.native.held:
                 with self.native.locked():  # waits for the handler or work item that is running
-                    pass
+                    self.native.settle(cancel=False)
             self._state = AttachmentState.QUIESCED
 
     def resume(self) -> None:

@@ -7,6 +7,7 @@ from ..addresses import PAGE_SIZE, HostVirt, Iova
 from ..errors import (
     BusMasterDisabled,
     DeclarationError,
+    DmaAborted,
     DmaError,
     DmaWouldDeadlock,
     InvalidArgument,
@@ -73,6 +74,7 @@ __all__ = [
     "DeviceContext",
     "DeviceMemory",
     "DeviceType",
+    "DmaAborted",
     "DmaError",
     "DmaWouldDeadlock",
     "Field",

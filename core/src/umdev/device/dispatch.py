@@ -107,6 +107,13 @@ class NativeDevice:
         """The calling thread holds the device lock."""
         return bool(lib.umdev_device_held(self.pointer))
 
+    def settle(self, *, cancel: bool) -> None:
+        """Return when no work is suspended in DMA by message. The lock is held by the caller, and free meanwhile.
+
+        `cancel` ends such DMA with DmaAborted at once, and what that work asks for after it.
+        """
+        lib.umdev_device_settle(self.pointer, cancel)
+
     # What the driver does.
 
     def read(self, region: int, offset: int, length: int, *, initiator: int = 0, space: int = 0) -> bytes:

@@ -50,6 +50,9 @@ class DeviceMemory:
     Addresses are what the driver wrote into the device's registers (`Iova`, or a plain int), lengths are in bytes.
     `space` is the PASID, 0 without one. Any thread; no lock is needed, and the device lock may be held. After an error
     nothing at or after the error's `iova` was transferred.
+
+    Where memory is reached by message, the device lock is let go while the driver's side is asked: handlers may run in
+    between, and what they may change must be looked at again. Where it is mapped the lock is kept.
     """
 
     def __init__(self, memory: AddressSpace, services: MemoryServices) -> None:
@@ -66,7 +69,7 @@ class DeviceMemory:
         """Bytes, across adjacent maps; 1, 2, 4 or 8 aligned ones are one access.
 
         Raises: NotMapped (`iova` is the first address that failed), NotPermitted, BusMasterDisabled, MappingPoisoned,
-        DmaWouldDeadlock (memory by message, from a handler that the driver waits for), DmaError.
+        DmaWouldDeadlock (memory by message, from a handler), DmaAborted (by message, and a reset came), DmaError.
         """
         data = dma_read(self._address, address, length, space)  # at once where nothing is in the way
         if data is not None:

@@ -140,6 +140,16 @@ class Device:
         """Run `job` in `delay` seconds with the device lock held; see `WorkQueue.after`."""
         return self.work.after(delay, job, period=period)
 
+    def end_work(self) -> None:
+        """For resets of the model's own (NVMe's CC.EN): cancel timers and work, end what waits in DMA by message.
+
+        Device lock held; it is free while suspended work gets its DmaAborted and returns, if there is such work. When
+        this returns none is left, but the caller.
+        """
+        self.work.clear()
+        self.native.settle(cancel=True)
+        self.work.clear()  # what handlers have started while the lock was free
+
     def locked(self) -> Any:
         """A context manager that holds the device lock, for threads of the model's own.
 
@@ -171,6 +181,7 @@ class Device:
         """The device's whole state as plain data. Raises: SaveError, StateError (closed)."""
         self._expect_open()
         with self.native.locked():
+            self.native.settle(cancel=False)  # half done work has no name to be saved by
             return saved.save(self)
 
     def restore(self, saved_state: Mapping[str, Any]) -> None:
@@ -296,7 +307,7 @@ class Device:
 
     def _clear(self, kind: ResetKind) -> None:
         """All of a reset but what the model adds. The device lock is held."""
-        self.work.clear()
+        self.end_work()
         self.native.abort_pending()
         self.address_space.drain()
         self._interrupt_port.reset()

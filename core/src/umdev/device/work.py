@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import InvalidArgument, StateError
+from ..errors import DmaAborted, InvalidArgument, StateError
 from .clock import NANOSECONDS, Clock, ManualClock
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class WorkQueue:
         self._failed = failed
         self._wake = threading.Condition()
         self._heap: list[Work] = []
-        self._running: Work | None = None  # off the heap: a reset from within must still end its periods
+        self._running: list[Work] = []  # off the heap: a reset from within, or meanwhile, must still end its periods
         self._sequence = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -123,7 +123,7 @@ class WorkQueue:
             thread.join()
 
     def _cancel_all(self) -> None:
-        for work in (*self._heap, *filter(None, [self._running])):
+        for work in (*self._heap, *self._running):
             work.cancelled = True
         self._heap.clear()
 
@@ -160,12 +160,11 @@ class WorkQueue:
     def _take(self, until_ns: int | None) -> Work | None:
         """The first item that is due by `until_ns`, or by now. None: time was stopped, or a reset came, meanwhile."""
         with self._wake:
-            self._running = None
             if until_ns is not None or not self._clock.paused:
                 limit = self._clock.now_ns if until_ns is None else until_ns
                 if self._heap and self._heap[0].due_ns <= limit:
-                    self._running = heapq.heappop(self._heap)
-            return self._running
+                    return heapq.heappop(self._heap)
+        return None
 
     def _run(self, until_ns: int | None) -> None:
         """Taken with the device lock held: what waits for the lock is still there to be saved, paused or cleared."""
@@ -173,12 +172,15 @@ class WorkQueue:
             work = self._take(until_ns)
             if work is None or work.cancelled:
                 return
+            self._running.append(work)
             try:
                 work.job()
+            except DmaAborted as error:  # a reset made an end of it, and of what it would have done
+                log.debug("%s: %s", self._name, error)
             except (Exception, SystemExit) as error:  # noqa: BLE001  # a model's failure must not end its device's thread
                 self._failed(error, work.job)
             with self._wake:
-                self._running = None
+                self._running.remove(work)
                 if work.period_ns and not work.cancelled and not self._closed:
                     work.due_ns += work.period_ns
                     heapq.heappush(self._heap, work)

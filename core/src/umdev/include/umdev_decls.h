@@ -81,6 +81,9 @@ typedef struct umdev_span {
 
 /* How memory is reached where no descriptor came with the map; set by a bus. Return 0 or a negative errno. */
 typedef int (*umdev_message_transfer)(void *context, uint64_t iova, void *bytes, uint64_t length, int write);
+/* 1: transfers under way end with -ECANCELED at once, and so do new ones, until it is called with 0. Any thread; it does
+ * not wait. */
+typedef void (*umdev_message_cancel)(void *context, int cancelled);
 
 /* What a C plugin may call. One table per process, supplied by the core, valid for the life of the process. */
 typedef struct umdev_api {
@@ -99,7 +102,8 @@ typedef struct umdev_api {
     void *(*user_data)(umdev_device *device); /* what the model stored for its C handlers */
     umdev_memory *(*memory)(umdev_device *device);
     umdev_irq *(*irq)(umdev_device *device);
-    /* DMA: 0 or a negative errno (EFAULT not mapped, EACCES direction, EPERM no bus mastering, EDEADLK by message). */
+    /* DMA: 0 or a negative errno (EFAULT not mapped, EACCES direction, EPERM no bus mastering, EDEADLK by message
+     * from a handler, ECANCELED by message while a reset ends work). By message, the device lock is free meanwhile. */
     int (*dma_read)(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length);
     int (*dma_write)(umdev_memory *memory, uint32_t space, uint64_t iova, const void *bytes, uint64_t length);
     /* A section in which pointers from `lookup` stay valid. At most 1 MiB of work; never block inside. */

@@ -265,8 +265,8 @@ class AddressSpace:
     def read(self, iova: int, length: int, space: int = 0) -> bytes:
         """Bytes as the device reads them, across adjacent maps. 1, 2, 4 and 8 aligned bytes are one access.
 
-        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaError; InvalidArgument
-        for numbers that are no bus addresses.
+        Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaAborted, DmaError;
+        InvalidArgument for numbers that are no bus addresses.
         """
         data = dma_read(self.address, iova, length, space)
         return self._read_long(iova, length, space) if data is None else data
@@ -334,12 +334,14 @@ class AddressSpace:
         if lib.umdev_memory_drain(self.pointer):
             raise StateError("drain is called inside a reader section")
 
-    def set_messages(self, transfer: Any, context: Any = ffi.NULL) -> None:
-        """How maps without a descriptor are reached: a C `umdev_message_transfer` and its context, or NULL.
+    def set_messages(self, transfer: Any, context: Any = ffi.NULL, cancel: Any = ffi.NULL) -> None:
+        """How maps without a descriptor are reached: a C `umdev_message_transfer`, or NULL, and its context.
 
-        Waits for calls of the old one that are under way.
+        `cancel` is the `umdev_message_cancel` that ends transfers under way, for a reset; without one a reset waits for
+        them. The transfer is called without the device lock, for at most 64 KiB at once. Waits for calls of the old one
+        that are under way.
         """
-        lib.umdev_memory_set_messages(self.pointer, transfer, context)
+        lib.umdev_memory_set_messages(self.pointer, transfer, cancel, context)
 
     def set_filler(self, fill: Filler | None) -> None:
         """Whom to ask for a map where a transfer meets none, C handlers' included: `fill(iova, length, protection,

@@ -8,6 +8,7 @@ import os
 from umdev._native import lib
 from umdev.errors import (
     BusMasterDisabled,
+    DmaAborted,
     DmaError,
     DmaWouldDeadlock,
     InvalidArgument,
@@ -34,10 +35,12 @@ def dma_error(code: int, iova: int, length: int, failed: int, space: int, *, wri
         return BusMasterDisabled(text, failed, left)
     if code == errno.EDEADLK:
         text = (
-            f"{what}: memory at {failed:#x} is reachable by message only and the client waits for this very handler; "
-            "do the transfer in deferred work (self.after(0, ...))"
+            f"{what}: memory at {failed:#x} is reachable by message only, and the client may be waiting for this "
+            "very handler; do the transfer in deferred work (self.after(0, ...))"
         )
         return DmaWouldDeadlock(text, failed, left)
+    if code == errno.ECANCELED:
+        return DmaAborted(f"{what}: the device's work ended while it waited for the client (a reset)", failed, left)
     if code == POISONED:
         text = f"{what}: the file behind the map at {failed:#x} shrank; the map holds zeros from now on"
         return MappingPoisoned(text, failed, left)

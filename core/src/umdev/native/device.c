@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "device_internal.h"
+#include "memory_decls.h"
 
 _Thread_local struct umdev_frame *umdev_frames;
 _Thread_local int umdev_faulted;
@@ -108,6 +109,39 @@ void umdev_device_wait(umdev_device *device)
     atomic_store_explicit(&device->owner, self(), memory_order_relaxed);
 }
 
+int umdev_device_suspend(umdev_device *device)
+{
+    if (!umdev_device_held(device))
+        return 0;
+    if (device->ending)
+        return -ECANCELED;
+    device->suspended++;
+    umdev_device_unlock(device);
+    return 1;
+}
+
+void umdev_device_resume(umdev_device *device)
+{
+    umdev_device_lock(device);
+    if (--device->suspended == 0)
+        pthread_cond_broadcast(&device->completed);
+}
+
+void umdev_device_settle(umdev_device *device, int cancel)
+{
+    if (!device->suspended)
+        return;
+    device->ending += cancel != 0;
+    if (cancel && device->memory)
+        umdev_memory_cancel_messages(device->memory, 1);
+    /* Who resumes keeps the lock to the end of what it does, since `ending` forbids it to suspend again. */
+    while (device->suspended)
+        umdev_device_wait(device);
+    device->ending -= cancel != 0;
+    if (cancel && device->memory && !device->ending)
+        umdev_memory_cancel_messages(device->memory, 0);
+}
+
 int umdev_device_context(const umdev_device *device)
 {
     for (const struct umdev_frame *frame = umdev_frames; frame; frame = frame->outer) {
@@ -143,6 +177,7 @@ void umdev_device_set_gone(umdev_device *device, int gone)
     if (!gone)
         return;
     bool taken = umdev_device_lock(device) == 0; /* waits for a handler under way */
+    umdev_device_settle(device, 1);
     umdev_pending_end_all(device, UMDEV_GONE);
     if (taken)
         umdev_device_unlock(device);

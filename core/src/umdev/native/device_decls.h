@@ -20,6 +20,15 @@ int umdev_device_trylock(umdev_device *device); /* 1: taken; 0: held by someone,
 void umdev_device_unlock(umdev_device *device); /* only by the thread that holds it */
 int umdev_device_held(umdev_device *device);    /* 1: the calling thread holds it */
 
+/* DMA by message lets the lock go while it waits: the client may itself wait for an access before it answers.
+ * 1: the lock is free until umdev_device_resume; 0: the calling thread does not hold it; -ECANCELED: somebody waits in
+ * umdev_device_settle for such work to end. */
+int umdev_device_suspend(umdev_device *device);
+void umdev_device_resume(umdev_device *device);
+/* With the lock held, which is free meanwhile: until nothing is suspended any more. `cancel`: what is suspended gets
+ * -ECANCELED now, and for all further DMA by message until it has let the lock go for good. */
+void umdev_device_settle(umdev_device *device, int cancel);
+
 /* What the calling thread is doing inside a handler of `device`. */
 enum umdev_context {
     UMDEV_CONTEXT_NONE = 0,   /* no access: deferred work, timer, reset */

@@ -101,6 +101,8 @@ struct umdev_device {
     pthread_cond_t completed;
     struct umdev_pending pending[UMDEV_PENDING_LIMIT]; /* under the lock, as all below */
     uint32_t pending_count;
+    uint32_t suspended; /* threads between suspend and resume */
+    uint32_t ending;    /* threads that end what is suspended */
     umdev_unmodelled *unmodelled;
     uint32_t unmodelled_count;
     uint64_t unmodelled_lost;

@@ -12,6 +12,7 @@ struct umdev_memory {
     pthread_mutex_t publishing; /* one publisher at a time */
     pthread_rwlock_t messages;  /* held shared while the carrier runs */
     umdev_message_transfer transfer;
+    umdev_message_cancel cancel;
     void *context;
     _Atomic(umdev_memory_filler) filler; /* under `messages`, too; NULL for nearly all buses */
     void *filler_context;
@@ -160,10 +161,12 @@ int umdev_memory_drain(umdev_memory *memory)
     return umdev_reader_synchronize();
 }
 
-void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer transfer, void *context)
+void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer transfer, umdev_message_cancel cancel,
+                               void *context)
 {
     pthread_rwlock_wrlock(&memory->messages);
     memory->transfer = transfer;
+    memory->cancel = cancel;
     memory->context = context;
     pthread_rwlock_unlock(&memory->messages);
 }
@@ -186,6 +189,14 @@ static bool fill(umdev_memory *memory, uint32_t space, uint64_t iova, uint64_t l
     bool filled = filler && filler(memory->filler_context, space, iova, length, write) == 1;
     pthread_rwlock_unlock(&memory->messages);
     return filled;
+}
+
+void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled)
+{
+    pthread_rwlock_rdlock(&memory->messages);
+    if (memory->cancel)
+        memory->cancel(memory->context, cancelled);
+    pthread_rwlock_unlock(&memory->messages);
 }
 
 void umdev_memory_set_device(umdev_memory *memory, umdev_device *device)
@@ -249,12 +260,18 @@ int umdev_memory_copy(umdev_memory *memory, uint32_t space, uint64_t iova, void 
 
 static int transfer_message(umdev_memory *memory, uint64_t iova, void *bytes, uint64_t length, int write)
 {
-    /* The client waits for this very handler and so can't answer. */
-    if (memory->device && umdev_device_context(memory->device) == UMDEV_CONTEXT_WAITING)
+    /* The client waits for this very handler and so can't answer; or, if the access was posted, for the next one. */
+    if (memory->device && umdev_device_context(memory->device) != UMDEV_CONTEXT_NONE)
         return -EDEADLK;
+    /* It may also answer only when an access of its own has been answered, so nobody may wait for us meanwhile. */
+    int suspended = memory->device ? umdev_device_suspend(memory->device) : 0;
+    if (suspended < 0)
+        return suspended;
     pthread_rwlock_rdlock(&memory->messages);
     int result = memory->transfer ? memory->transfer(memory->context, iova, bytes, length, write) : -ENOTCONN;
     pthread_rwlock_unlock(&memory->messages);
+    if (suspended)
+        umdev_device_resume(memory->device);
     return result;
 }
 
@@ -289,7 +306,8 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
             size = size < length ? size : length;
             size = size < budget ? size : budget;
             if (UMDEV_UNLIKELY(!entry->host)) {
-                by_message = size;
+                /* The maps may change while it is under way: look again before the next. */
+                by_message = size < UMDEV_MESSAGE_TRANSFER_MAX ? size : UMDEV_MESSAGE_TRANSFER_MAX;
                 break;
             }
             if (write)

@@ -14,7 +14,8 @@ typedef struct umdev_map_entry {
 
 enum umdev_memory_limit {
     UMDEV_MEMORY_MAPS_MAX = 65535,     /* maps in one address space */
-    UMDEV_MEMORY_SECTION_MAX = 1048576 /* bytes copied in one reader section */
+    UMDEV_MEMORY_SECTION_MAX = 1048576, /* bytes copied in one reader section */
+    UMDEV_MESSAGE_TRANSFER_MAX = 65536  /* bytes asked of an umdev_message_transfer at once */
 };
 enum umdev_memory_error {
     UMDEV_MEMORY_POISONED = 133 /* EHWPOISON, which Python's errno module doesn't name */
@@ -38,21 +39,26 @@ int umdev_memory_set_bus_master(umdev_memory *memory, int enabled);
 int umdev_memory_bus_master(umdev_memory *memory);
 /* Waits until no transfer that began earlier is inside a section; -EDEADLK in a reader section. */
 int umdev_memory_drain(umdev_memory *memory);
-/* Waits for calls of the old function in progress: whoever clears it ends those first. */
+/* Waits for calls of the old function in progress: whoever clears it ends those first. Without `cancel` (NULL) a reset
+ * waits for transfers. */
+void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer transfer, umdev_message_cancel cancel,
+                               void *context);
+/* Passes it on to `cancel`, if there is one. */
+void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled);
 /* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section, with
  * the device's lock held or not. 1: a map covers it now. */
 typedef int (*umdev_memory_filler)(void *context, uint32_t space, uint64_t iova, uint64_t length, int write);
 /* Waits as set_messages does. */
 void umdev_memory_set_filler(umdev_memory *memory, umdev_memory_filler filler, void *context);
-void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer transfer, void *context);
-/* Whose handlers must not wait for messages (see umdev_device_context); NULL: none. Set before the first transfer. */
+/* Whose handlers must not wait for messages (see umdev_device_context), and whose lock is free while somebody waits for
+ * one (see umdev_device_suspend); NULL: none. Set before the first transfer. */
 void umdev_memory_set_device(umdev_memory *memory, umdev_device *device);
 
 const umdev_table *umdev_memory_reader_enter(umdev_memory *memory, uint32_t *ticket);
 void umdev_memory_reader_exit(umdev_memory *memory, uint32_t ticket);
 int umdev_memory_lookup(const umdev_table *table, uint32_t space, uint64_t iova, umdev_span *ret);
-/* 0 or -EFAULT not mapped, -EACCES direction, -EPERM no bus mastering, -EDEADLK by message from a handler that the
- * client waits for, -UMDEV_MEMORY_POISONED the file shrank, -ENOTCONN nobody carries messages, or what the carrier answered.
+/* 0 or -EFAULT not mapped, -EACCES direction, -EPERM no bus mastering, -EDEADLK by message from a handler,
+ * -ECANCELED by message while a reset ends work, -UMDEV_MEMORY_POISONED the file shrank, -ENOTCONN nobody carries messages, or what the carrier answered.
  * An aligned transfer of 1, 2, 4 or 8 bytes is one access. After an error nothing at or after *failed was moved. */
 int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write,
                           uint64_t *failed);

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar
 
-from umdev.device import Device, DmaError, Interrupts, MemoryBar, PciId, State, query
+from umdev.device import Device, DmaAborted, DmaError, Interrupts, MemoryBar, PciId, State, query
 
 from . import admin, nvm
 from .commands import COMPLETION_SIZE, ENTRY_SIZE, Command, CommandError, Status
@@ -21,6 +21,7 @@ from .registers import (
     PAGE_SHIFT_LEAST,
     PAGE_SHIFT_MOST,
     QUEUES,
+    SHUTDOWN_COMPLETE,
     Registers,
 )
 from .store import Store
@@ -126,6 +127,8 @@ class Nvme(Device):
 
     def disable(self) -> None:
         """CC.EN was cleared: a controller reset (section 7.3.2). Nothing of the old life writes memory any more."""
+        self.end_work()
+        self.scheduled = False
         regs = self.registers
         for submission, completion in zip(regs.submission, regs.completion, strict=True):
             submission.delete()
@@ -136,6 +139,12 @@ class Nvme(Device):
         self.events.clear()
         self.events_masked = False
         self.settle_interrupts()
+
+    def shut_down(self) -> None:
+        """CC.SHN was set: done at once, since a write is durable when it completes (section 7.6.2)."""
+        self.end_work()
+        self.scheduled = False
+        self.registers.csts.shst = SHUTDOWN_COMPLETE
 
     def fail(self, why: object) -> None:
         """Nothing goes on until the driver resets the controller (section 9.5)."""
@@ -160,6 +169,8 @@ class Nvme(Device):
             self._tell_event()
             while left > 0 and (queue := self._next_queue()) is not None:
                 left -= self._serve(queue)
+        except DmaAborted:  # a reset waits for us
+            return
         except DmaError as error:
             self.fail(f"a queue can't be reached: {error}")
         self._go_on()
@@ -219,6 +230,8 @@ class Nvme(Device):
             return Status.SUCCESS, handler(self, command)
         except CommandError as error:
             status = error.status
+        except DmaAborted:
+            raise
         except DmaError as error:
             log.debug("%s: %s: %s", self, command, error)
             status = Status.DATA_TRANSFER_ERROR

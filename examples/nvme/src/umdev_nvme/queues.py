@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from umdev.device import RESERVED, RW, Block, Field, Register, State
+from umdev.device import RESERVED, RW, Block, DmaError, Field, Register, State
 
 from .commands import COMPLETION_SIZE, ENTRY_SIZE, Command
 from .events import ErrorEvent
@@ -119,13 +119,19 @@ class CompletionQueue(Block["Nvme"]):
 
         Raises: DmaError, and then the entry is not posted.
         """
-        at = self.address + self.tail * COMPLETION_SIZE
-        # The driver looks at the phase bit, so its half is written last, and at once.
-        self.device.memory.write(at, struct.pack("<II", result, 0))
-        self.device.memory.write(at + 8, struct.pack("<HHHH", queue.head, queue.id, command, status << 1 | self.phase))
-        self.tail = (self.tail + 1) % self.size
+        tail, phase = self.tail, self.phase
+        at = self.address + tail * COMPLETION_SIZE
+        # Ours first: where memory is reached by message, the driver may see and acknowledge it before `write` returns.
+        self.tail = (tail + 1) % self.size
         if self.tail == 0:
-            self.phase = not self.phase
+            self.phase = not phase
+        try:
+            # The driver looks at the phase bit, so its half is written last, and at once.
+            self.device.memory.write(at, struct.pack("<II", result, 0))
+            self.device.memory.write(at + 8, struct.pack("<HHHH", queue.head, queue.id, command, status << 1 | phase))
+        except DmaError:
+            self.tail, self.phase = tail, phase
+            raise
 
     @doorbell.on_write
     def ring(self, value: int, old: int) -> None:

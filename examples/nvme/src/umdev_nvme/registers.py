@@ -114,4 +114,4 @@ class Registers(Block["Nvme"]):
         elif old & 1 and not self.cc.en:
             self.device.disable()
         if self.cc.shn:
-            self.csts.shst = SHUTDOWN_COMPLETE  # at once: a write is durable when it completes (7.6.2)
+            self.device.shut_down()

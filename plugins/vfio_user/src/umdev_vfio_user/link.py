@@ -22,7 +22,6 @@ INTERRUPTED: int = lib.UMDEV_LINK_INTERRUPTED
 
 READABLE: int = lib.UMDEV_LINK_READABLE
 WRITABLE: int = lib.UMDEV_LINK_WRITABLE
-POSTABLE: int = lib.UMDEV_LINK_POSTABLE
 
 NULL: Any = ffi.NULL
 
@@ -62,8 +61,13 @@ class Link:
         return ffi.cast("umdev_message_transfer", lib.umdev_link_transfer_address())
 
     @property
+    def cancel(self) -> Any:
+        """The `umdev_message_cancel` that ends it."""
+        return ffi.cast("umdev_message_cancel", lib.umdev_link_cancel_address())
+
+    @property
     def context(self) -> Any:
-        """What goes with it, valid until `close`."""
+        """What goes with them, valid until `close`."""
         return ffi.cast("void *", self._open())
 
     def set_region(self, index: int, size: int, flags: int) -> None:
@@ -90,10 +94,6 @@ class Link:
     def set_ready(self, max_transfer: int) -> None:
         """Negotiation is over: accesses are served in C."""
         lib.umdev_link_set_ready(self._open(), min(max_transfer, lib.UMDEV_LINK_MAX_TRANSFER))
-
-    def set_answer_first(self, answer_first: bool) -> None:
-        """Whether a memory-BAR write is answered before its handler runs."""
-        lib.umdev_link_set_answer_first(self._open(), answer_first)
 
     def set_reply_timeout(self, seconds: float) -> None:
         """How long DMA by message waits for the client."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("umdev.vfio_user")
 
-CONFIG_REGION = 7
 REPLY_TIMEOUT = 5.0
 """Seconds that DMA by message waits for the client."""
 
@@ -164,17 +163,10 @@ class Server:
     def _describe_regions(self) -> None:
         for index, info in self.attachment.regions.items():
             flags = (links.READABLE if info.readable else 0) | (links.WRITABLE if info.writable else 0)
-            if self._postable(index):
-                flags |= links.POSTABLE
             self._link.set_region(index, info.size, flags)
 
-    def _postable(self, index: int) -> bool:
-        """PCI posts writes to memory BARs, never those to I/O BARs and configuration space."""
-        region = self.device.regions.get(index)
-        return index != CONFIG_REGION and region is not None and region.kind != "io"
-
     def _attach(self) -> None:
-        self.attachment.memory.set_messages(self._link.transfer, self._link.context)
+        self.attachment.memory.set_messages(self._link.transfer, self._link.context, self._link.cancel)
         self.attachment.attach()
 
     def _next_client(self) -> socket.socket | None:

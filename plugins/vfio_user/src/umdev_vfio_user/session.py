@@ -66,7 +66,6 @@ class Session:
         self.client: Capabilities | None = None
         """What the client can do, once it has said so."""
         self._vector_state = vector_state
-        self._message_maps: set[int] = set()  # addresses of maps that came without a descriptor
         self._answers: dict[type[Any], Callable[[Any], Answer]] = {
             DmaMap: self._dma_map,
             DmaUnmap: self._dma_unmap,
@@ -145,17 +144,14 @@ class Session:
             offset=request.offset if request.descriptor is not None else 0,
             protection=protection,
         )
-        if request.descriptor is None and Protection.WRITE in protection:
-            self._message_maps.add(request.address)
-            self.link.set_answer_first(True)
         return Answer()
 
     def _dma_unmap(self, request: DmaUnmap) -> Answer:
         memory = self.attachment.memory
-        gone = memory.unmap_all() if request.all_maps else memory.unmap(request.address, request.size)
-        if self._message_maps:
-            self._message_maps.difference_update(mapping.iova for mapping in gone)
-            self.link.set_answer_first(bool(self._message_maps))
+        if request.all_maps:
+            memory.unmap_all()
+        else:
+            memory.unmap(request.address, request.size)
         return Answer(request.payload)
 
     def _region_info(self, request: GetRegionInfo) -> Answer:

@@ -65,7 +65,7 @@ class Ports(Block["Rung"]):
 
 
 class Rung(Device):
-    """Notes each ring, and what the driver's memory said then."""
+    """Notes each ring, and what the driver's memory said after it."""
 
     pci = PciId(vendor=0x1234, device=0xBE11, class_code=0xFF0000)
     bar0 = MemoryBar(0, Registers, size=0x2000)
@@ -80,11 +80,15 @@ class Rung(Device):
     def rung(self, what: object, value: int) -> None:
         """A handler was called."""
         self.seen.append((what, value))
-        if address := self.bar0.address.value:
-            try:
-                self.memories.append(int.from_bytes(self.memory.read(address, 4), "little"))
-            except DmaError as error:
-                self.memories.append(type(error).__name__)
+        if self.bar0.address.value:
+            self.after(0, self.look)
+
+    def look(self) -> None:
+        """Deferred, as memory may be reached by message."""
+        try:
+            self.memories.append(int.from_bytes(self.memory.read(self.bar0.address.value, 4), "little"))
+        except DmaError as error:
+            self.memories.append(type(error).__name__)
 
 
 @pytest.fixture

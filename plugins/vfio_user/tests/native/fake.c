@@ -55,7 +55,7 @@ void serve_connect(served *s)
     CHECK(s->link);
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
     s->client = ends[0];
-    CHECK(umdev_link_set_region(s->link, 0, 256, UMDEV_LINK_READABLE | UMDEV_LINK_WRITABLE | UMDEV_LINK_POSTABLE) == 0);
+    CHECK(umdev_link_set_region(s->link, 0, 256, UMDEV_LINK_READABLE | UMDEV_LINK_WRITABLE) == 0);
     CHECK(umdev_link_set_region(s->link, 6, 256, UMDEV_LINK_READABLE) == 0);
     CHECK(umdev_link_set_region(s->link, 9, 256, UMDEV_LINK_READABLE) == -EINVAL);
     CHECK(umdev_link_connect(s->link, ends[1]) == 0);

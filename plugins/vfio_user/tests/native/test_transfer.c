@@ -67,6 +67,14 @@ static void *worker(void *context)
     return NULL;
 }
 
+/* The same as the core does it: the lock is free meanwhile. */
+static void *unlocked_worker(void *context)
+{
+    (void)context;
+    uint8_t bytes[64];
+    return (void *)(intptr_t)umdev_link_transfer(dma_link, 100, bytes, sizeof(bytes), 0);
+}
+
 static void start_worker(pthread_t *thread, int write)
 {
     CHECK(pthread_create(thread, NULL, worker, write ? "write" : NULL) == 0);
@@ -135,39 +143,56 @@ static void doorbell_reads(uint32_t flags)
     uint32_t value = 0;
     CHECK(flags & UMDEV_POSTED);
     atomic_store(&dma_result, umdev_link_transfer(dma_link, 0, &value, 4, 0));
-    memcpy(fake_bytes + 0x10, &value, 4);
 }
 
-/* The handler of a posted write reads the client's memory on the loop thread, while more messages come in. */
-static void test_posted_write_reads_memory(void)
+/* The loop thread serves the client's next message, so it can't wait for an answer that may come only after that. */
+static void test_loop_never_waits(void)
 {
     served s;
     serve_start(&s);
     dma_link = s.link;
     fake_doorbell = doorbell_reads;
-    umdev_link_set_answer_first(s.link, 1);
-    memory *m = calloc(1, sizeof(*m));
-    m->fd = s.client;
-    memcpy(m->bytes, "DMA!", 4);
     uint8_t bell[17] = {0};
     memcpy(bell, (wire_access[]){{0x80, 0, 1}}, 16);
-    put(s.client, 1, WRITE, 0, bell, sizeof(bell));
+    put(s.client, 1, WRITE, NO_REPLY, bell, sizeof(bell));
+    put(s.client, 2, READ, 0, (wire_access[]){{0x10, 0, 4}}, 16);
     wire_header header;
     uint8_t payload[64];
-    CHECK(get(s.client, &header, payload, 64) == 16 && header.id == 1); /* answered first */
-    int fd = eventfd(0, 0);
-    for (uint16_t i = 0; i < 100; i++)
-        put(s.client, (uint16_t)(100 + i), READ, 0, (wire_access[]){{0x10, 0, 4}}, 16);
-    put_fds(s.client, 200, 2, payload, 32, &fd, 1);
-    close(fd);
-    m->answers = 2;
-    serve_memory(m);
-    for (uint16_t i = 0; i < 100; i++) {
-        CHECK(get(s.client, &header, payload, 64) == 20 && header.id == 100 + i);
-        CHECK(memcmp(payload + 16, "DMA!", 4) == 0);
+    CHECK(get(s.client, &header, payload, 64) == 20 && header.id == 2 && header.command == READ);
+    CHECK(atomic_load(&dma_result) == -EDEADLK);
+    serve_end(&s);
+}
+
+/* A reset ends what waits: in the socket, and for its turn. */
+static void test_cancel(void)
+{
+    served s;
+    serve_start(&s);
+    dma_link = s.link;
+    pthread_t work[2];
+    wire_header header;
+    uint8_t payload[64];
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&work[i], NULL, unlocked_worker, NULL) == 0);
+    CHECK(get(s.client, &header, payload, 64) == 16);
+    umdev_link_cancel(s.link, 1);
+    umdev_link_cancel(s.link, 1);
+    for (int i = 0; i < 2; i++) {
+        void *result;
+        pthread_join(work[i], &result);
+        CHECK((intptr_t)result == -ECANCELED);
     }
-    CHECK(get(s.client, &header, payload, 64) == 0 && header.id == 200);
-    CHECK(atomic_load(&s.fds) == 1 && atomic_load(&dma_result) == 0);
+    umdev_link_cancel(s.link, 0);
+    /* The late reply is nobody's, and the next request is served as ever. */
+    put(s.client, header.id, header.command, REPLY, payload, 16);
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    m->answers = 2;
+    CHECK(pthread_create(&work[0], NULL, unlocked_worker, NULL) == 0);
+    serve_memory(m);
+    void *result;
+    pthread_join(work[0], &result);
+    CHECK(result == NULL);
     serve_end(&s);
     free(m);
 }
@@ -289,7 +314,8 @@ void test_transfers(void)
     test_transfer(0);
     test_transfer(1);
     test_loop_waits_for_the_lock();
-    test_posted_write_reads_memory();
+    test_loop_never_waits();
+    test_cancel();
     test_transfer_failures();
     test_many_workers();
     test_stop_and_disconnect();

@@ -82,12 +82,6 @@ static int serve_write(umdev_link *link, const uint8_t *frame, const link_header
         store(link, &access, data, UMDEV_POSTED);
         return 1;
     }
-    if (atomic_load_explicit(&link->answer_first, memory_order_relaxed) &&
-        (link->regions[access.region].flags & UMDEV_LINK_POSTABLE)) {
-        int status = answer(link, header, ACCESS, 0);
-        store(link, &access, data, UMDEV_POSTED);
-        return status;
-    }
     store(link, &access, data, 0);
     return answer(link, header, ACCESS, 0);
 }

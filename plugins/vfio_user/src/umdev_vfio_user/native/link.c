@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -19,6 +20,13 @@ static uint8_t *map_buffer(size_t size)
 {
     void *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return bytes == MAP_FAILED ? NULL : bytes;
+}
+
+/* The address of a thread-local variable: no system call, and unique while the thread lives. */
+const void *link_self(void)
+{
+    static _Thread_local char identity;
+    return &identity;
 }
 
 umdev_link *umdev_link_new(const umdev_api *api, umdev_device *device)
@@ -43,7 +51,8 @@ umdev_link *umdev_link_new(const umdev_api *api, umdev_device *device)
     pthread_mutex_init(&link->mutex, NULL);
     pthread_mutex_init(&link->sending, NULL);
     pthread_mutex_init(&link->log_mutex, NULL);
-    if (!link->buffer || !link->reply) {
+    link->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!link->buffer || !link->reply || link->wake < 0) {
         umdev_link_free(link);
         return NULL;
     }
@@ -60,6 +69,8 @@ void umdev_link_free(umdev_link *link)
         munmap(link->buffer, LINK_CAPACITY);
     if (link->reply)
         munmap(link->reply, LINK_REPLY_SIZE);
+    if (link->wake >= 0)
+        close(link->wake);
     pthread_cond_destroy(&link->changed);
     pthread_mutex_destroy(&link->mutex);
     pthread_mutex_destroy(&link->sending);
@@ -92,7 +103,6 @@ int umdev_link_connect(umdev_link *link, int fd)
         link->ready = 0;
         link->layout = UMDEV_LINK_UNKNOWN;
         link->max_transfer = UMDEV_LINK_MAX_TRANSFER;
-        atomic_store(&link->answer_first, 0);
     }
     pthread_mutex_unlock(&link->mutex);
     return status;
@@ -119,6 +129,7 @@ void umdev_link_disconnect(umdev_link *link)
     link->fd = -1;
     link->state = LINK_IDLE;
     pthread_mutex_unlock(&link->mutex);
+    atomic_store(&link->loop, NULL);
     link_log_flush(link);
     /* A client that sent or read a lot leaves no memory behind. */
     madvise(link->buffer, LINK_CAPACITY, MADV_DONTNEED);
@@ -131,11 +142,6 @@ void umdev_link_set_ready(umdev_link *link, uint32_t max_transfer)
     link->ready = 1;
     link->max_transfer = max_transfer < 1 ? 1 : max_transfer;
     pthread_mutex_unlock(&link->mutex);
-}
-
-void umdev_link_set_answer_first(umdev_link *link, int answer_first)
-{
-    atomic_store(&link->answer_first, answer_first);
 }
 
 void umdev_link_set_reply_timeout(umdev_link *link, uint32_t milliseconds)

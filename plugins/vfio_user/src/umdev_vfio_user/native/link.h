@@ -91,6 +91,8 @@ struct umdev_link {
     int layout;
     uint32_t max_transfer;
     uint32_t reply_timeout_ms;
+    int cancelled;      /* transfers end at once */
+    int wake;           /* an eventfd, readable while they do */
     /* Received bytes: [head, scan) whole commands, [scan, tail) not looked at yet. Replies are taken out at once. */
     uint8_t *buffer;
     size_t scan;
@@ -104,7 +106,7 @@ struct umdev_link {
     int ready;
     uint32_t posted; /* not 0: the last message asked for no reply */
     uint8_t *reply;
-    atomic_int answer_first;
+    _Atomic(const void *) loop; /* identity of the loop thread, while it serves a client */
     atomic_int stopping;
     pthread_mutex_t sending; /* whole messages go out one after the other */
     atomic_int logging;
@@ -129,6 +131,9 @@ void link_broken(umdev_link *link, int error);
 /* With the mutex, by the loop thread while nobody receives: move what is left to the front of the buffer. */
 void link_compact(umdev_link *link);
 void link_wake(umdev_link *link);
+
+/* Names the calling thread. */
+const void *link_self(void);
 
 /* transfer.c */
 /* With the mutex: a whole reply has come. */

@@ -1,8 +1,8 @@
 /* The server's end of a vfio-user connection, without a directive: cffi reads this too.
  * A link lives as long as the device is served; clients come and go on it.
  *
- * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `log` and `stop` may be
- * called from any thread. Functions return 0 or a negative errno unless they say otherwise.
+ * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `cancel`, `log` and `stop` may
+ * be called from any thread. Functions return 0 or a negative errno unless they say otherwise.
  */
 typedef struct umdev_link umdev_link;
 
@@ -23,8 +23,7 @@ enum umdev_link_event {
 
 enum umdev_link_region_flag {
     UMDEV_LINK_READABLE = 1,
-    UMDEV_LINK_WRITABLE = 2,
-    UMDEV_LINK_POSTABLE = 4 /* memory: a write may be answered before its handler runs */
+    UMDEV_LINK_WRITABLE = 2
 };
 
 /* How the client lays out DMA_READ and DMA_WRITE: the specification has a 64-bit count and data at offset 32,
@@ -62,8 +61,6 @@ int umdev_link_connect(umdev_link *link, int fd);
 void umdev_link_disconnect(umdev_link *link);
 /* Negotiation is over: serve accesses in C. `max_transfer` is what the client takes in one message. */
 void umdev_link_set_ready(umdev_link *link, uint32_t max_transfer);
-/* Memory-BAR writes are answered before their handlers run, so that these can reach the client's memory by message. */
-void umdev_link_set_answer_first(umdev_link *link, int answer_first);
 void umdev_link_set_reply_timeout(umdev_link *link, uint32_t milliseconds);
 int umdev_link_layout(umdev_link *link);
 
@@ -73,8 +70,13 @@ void umdev_link_stop(umdev_link *link);
 /* A whole message, with descriptors (at most UMDEV_LINK_MAX_FDS). */
 int umdev_link_send(umdev_link *link, const uint8_t *bytes, uint32_t length, const int32_t *fds, uint32_t fd_count);
 
-/* An umdev_message_transfer: DMA to the client by DMA_READ and DMA_WRITE messages. `context` is the link. The loop
- * thread may call it from a posted write. -ENOTCONN, -ETIMEDOUT, -ENOBUFS or what the client answered. */
+/* An umdev_message_transfer: DMA to the client by DMA_READ and DMA_WRITE messages. `context` is the link. Any thread but
+ * the loop's (-EDEADLK): a client may answer only when its own request is answered, as QEMU does (hw/vfio-user/proxy.c
+ * waits with the big lock held, which the answer to a DMA_READ needs). -ENOTCONN, -ETIMEDOUT, -ENOBUFS, -ECANCELED or
+ * what the client answered. */
 int umdev_link_transfer(void *context, uint64_t iova, void *bytes, uint64_t length, int write);
-/* Its address, for the core's table. */
+/* An umdev_message_cancel. A DMA_WRITE that was sent already is the client's to carry out or not; its reply is dropped. */
+void umdev_link_cancel(void *context, int cancelled);
+/* Their addresses, for the core's table. */
 uintptr_t umdev_link_transfer_address(void);
+uintptr_t umdev_link_cancel_address(void);

@@ -67,6 +67,7 @@ static int hand_up(umdev_link *link, const link_header *header, umdev_link_messa
 int umdev_link_run(umdev_link *link, umdev_link_message *message)
 {
     memset(message, 0, sizeof(*message));
+    atomic_store_explicit(&link->loop, link_self(), memory_order_relaxed);
     pthread_mutex_lock(&link->mutex);
     link->head += link->current;
     link->current = 0;

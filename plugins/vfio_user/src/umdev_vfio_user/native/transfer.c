@@ -1,14 +1,14 @@
 /* DMA by message: one request under way at a time.
  *
- * Whoever waits for a reply may take over receiving. Otherwise a thread that holds the device lock and waits for its
- * reply, and the loop thread that waits for the device lock, would wait for each other with the reply unread in the
- * socket. Messages that come in between stay in the buffer for the loop thread.
+ * Whoever waits for a reply may take over receiving: the loop thread may be busy in a handler meanwhile, with the reply
+ * unread in the socket. Messages that come in between stay in the buffer for the loop thread.
  */
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "link.h"
 
@@ -45,9 +45,11 @@ static int wait_change(umdev_link *link, const deadline *end)
     return -failed;
 }
 
-/* The client's errno is data: only what could be an errno is believed. */
+/* The client's errno is data: only what could be an errno is believed, and what is ours to say is not. */
 static int peer_error(uint32_t error)
 {
+    if (error == ECANCELED || error == EDEADLK)
+        return -EIO;
     return error > 0 && error < 4096 ? -(int)error : -EIO;
 }
 
@@ -85,6 +87,8 @@ static int wait_reply(umdev_link *link, const deadline *end)
     while (!request->answered) {
         if (link->state != LINK_OPEN || atomic_load_explicit(&link->stopping, memory_order_relaxed))
             return -ENOTCONN;
+        if (link->cancelled)
+            return -ECANCELED;
         int left = deadline_left_ms(end);
         if (left == 0)
             return -ETIMEDOUT;
@@ -99,10 +103,10 @@ static int wait_reply(umdev_link *link, const deadline *end)
             continue;
         }
         link_received received = {0};
-        struct pollfd ready = {link->fd, POLLIN, 0};
+        struct pollfd ready[] = {{link->fd, POLLIN, 0}, {link->wake, POLLIN, 0}};
         link->receiving = 1;
         pthread_mutex_unlock(&link->mutex);
-        int status = poll(&ready, 1, left) < 0 ? -errno : ready.revents ? link_receive(link, MSG_DONTWAIT, &received) : -EAGAIN;
+        int status = poll(ready, 2, left) < 0 ? -errno : ready[0].revents ? link_receive(link, MSG_DONTWAIT, &received) : -EAGAIN;
         pthread_mutex_lock(&link->mutex);
         link_absorb(link, status, &received);
     }
@@ -152,7 +156,7 @@ static int find_layout(umdev_link *link, uint64_t iova, const deadline *end)
 {
     uint8_t nothing = 0;
     int status = exchange(link, LINK_COMMAND_DMA_WRITE, iova, &nothing, 0, end);
-    if (status == -ENOTCONN || status == -ETIMEDOUT || status == -ENOBUFS)
+    if (status == -ENOTCONN || status == -ETIMEDOUT || status == -ENOBUFS || status == -ECANCELED)
         return status;
     pthread_mutex_lock(&link->mutex);
     int bare = status == 0 && link->request.reply_size == LINK_HEADER;
@@ -164,11 +168,13 @@ static int find_layout(umdev_link *link, uint64_t iova, const deadline *end)
 /* With the mutex. */
 static int own_request(umdev_link *link, const deadline *end)
 {
-    while (link->state == LINK_OPEN && link->request.busy)
+    while (link->state == LINK_OPEN && link->request.busy && !link->cancelled)
         if (wait_change(link, end) == -ETIMEDOUT)
             return -ETIMEDOUT;
     if (link->state != LINK_OPEN)
         return -ENOTCONN;
+    if (link->cancelled)
+        return -ECANCELED;
     link->request.busy = 1;
     return 0;
 }
@@ -177,6 +183,9 @@ int umdev_link_transfer(void *context, uint64_t iova, void *bytes, uint64_t leng
 {
     umdev_link *link = context;
     uint16_t command = write ? LINK_COMMAND_DMA_WRITE : LINK_COMMAND_DMA_READ;
+    /* relaxed: only this thread ever stores its own identity */
+    if (atomic_load_explicit(&link->loop, memory_order_relaxed) == link_self())
+        return -EDEADLK;
     pthread_mutex_lock(&link->mutex);
     deadline end = deadline_after(link->reply_timeout_ms);
     link->users++;
@@ -202,9 +211,27 @@ int umdev_link_transfer(void *context, uint64_t iova, void *bytes, uint64_t leng
     return status;
 }
 
+void umdev_link_cancel(void *context, int cancelled)
+{
+    umdev_link *link = context;
+    uint64_t count = 1;
+    pthread_mutex_lock(&link->mutex);
+    link->cancelled = cancelled;
+    /* It can't fail: the counter is 0 or small, and nobody else reads it. */
+    ssize_t done = cancelled ? write(link->wake, &count, sizeof(count)) : read(link->wake, &count, sizeof(count));
+    (void)done;
+    link_wake(link);
+    pthread_mutex_unlock(&link->mutex);
+}
+
 uintptr_t umdev_link_transfer_address(void)
 {
     return (uintptr_t)umdev_link_transfer;
+}
+
+uintptr_t umdev_link_cancel_address(void)
+{
+    return (uintptr_t)umdev_link_cancel;
 }
 
 int umdev_link_layout(umdev_link *link)
