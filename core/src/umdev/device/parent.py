@@ -74,7 +74,7 @@ class Parent:
         return max(0, self.capacity - used) // self.type(type_id).units
 
     def claimed(self, claims: InstanceClaims | None = None) -> dict[str, Claimed]:
-        """What is in use of this parent, by UUID, counting every process of this user; for those who count otherwise."""
+        """What of this parent is in use, by UUID, in every process of this user; for parents that count otherwise."""
         return (claims or InstanceClaims()).used(self.name)
 
     def create(

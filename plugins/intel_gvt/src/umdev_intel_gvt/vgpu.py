@@ -1,0 +1,144 @@
+"""`Vgpu`: one virtual GPU, as i915 expects it in vGPU mode."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from umdev.device import Block, Device, IoBar, MemoryBar, ResetKind, State, query
+
+from .aperture import Aperture, ApertureBlock
+from .config_space import CAPABILITIES, IDENTITY, INTERRUPTS
+from .engines import ENGINES
+from .execlists import EngineState
+from .ggtt import GlobalTable
+from .graphics_memory import GraphicsMemory
+from .page_tables import PageTables
+from .partition import APERTURE
+from .registers import MMIO_SIZE, Registers
+from .ring import ticks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from umdev.device import DeviceContext
+    from umdev_softgpu import Client
+
+    from .partition import Slice
+
+log = logging.getLogger("umdev.intel_gvt")
+
+
+class IoBlock(Block["Vgpu"]):
+    """Index and data of the legacy register access; i915 does not use it."""
+
+
+class Vgpu(Device):
+    """One slice of the GPU: graphics memory, fences and a share of the engines."""
+
+    pci = IDENTITY
+    interrupts = INTERRUPTS
+    capabilities = CAPABILITIES
+    registers = MemoryBar(0, Registers, size=MMIO_SIZE, width=64)
+    graphics_aperture = MemoryBar(2, ApertureBlock, size=APERTURE, width=64, prefetchable=True)
+    io = IoBar(4, IoBlock, size=64)
+    handshake = State(lambda: False)
+    """The driver has read the magic of PVINFO."""
+    interrupt_level = State(lambda: False)
+    messages_sent = State(lambda: 0, keep=True)
+    errors = State(lambda: 0, keep=True)
+    """How often an engine stopped by an error."""
+    refused: State[Counter[str]] = State(Counter, save=False)
+    refused_commands: State[Counter[str]] = State(Counter, save=False)
+    page_tables: State[PageTables] = State(PageTables, save=False)
+
+    def __init__(
+        self, context: DeviceContext, number: int, slice_: Slice, client: Client, release: Callable[[], None]
+    ) -> None:
+        """`number`: of the vGPU, from 1. `client`: its account with the engines' scheduler, closed with the device.
+
+        `release` gives the slice back when the device is closed.
+        """
+        self.number, self.slice, self.client, self._release_slice = number, slice_, client, release
+        self.table = GlobalTable(slice_)
+        self.engines: list[EngineState] = []
+        super().__init__(context)
+
+    def on_open(self) -> None:
+        self.table.install(self)
+        Aperture(self).install()
+        self.memory_of_driver = GraphicsMemory(self, self.table)
+        rings = (self.registers.render, self.registers.blitter, self.registers.video, self.registers.enhance)
+        for spec, ring in zip(ENGINES, rings, strict=True):
+            self.engines.append(EngineState(self, spec, ring, self.client.add_queue(spec.name)))
+
+    def on_reset(self, kind: ResetKind) -> None:
+        for engine in self.engines:
+            engine.reset()
+        self.table.clear()
+        self.memory_of_driver.close()
+        self.memory_of_driver = GraphicsMemory(self, self.table)
+        self.page_tables = PageTables()
+        pvinfo = self.registers.pvinfo
+        pvinfo.vgt_id.value = self.number
+        pvinfo.mappable_base.value, pvinfo.mappable_size.value = self.slice.aperture.base, self.slice.aperture.size
+        pvinfo.hidden_base.value, pvinfo.hidden_size.value = self.slice.hidden.base, self.slice.hidden.size
+        pvinfo.fence_count.value = len(self.registers.fences.fence)
+
+    def on_close(self) -> None:
+        self.client.close()
+        for engine in self.engines:
+            engine.close()
+        self.memory_of_driver.close()
+        self._release_slice()
+
+    def engine_at(self, base: int) -> EngineState:
+        """The engine whose registers begin at an offset."""
+        return next(engine for engine in self.engines if engine.spec.base == base)
+
+    def timestamp(self) -> int:
+        """What the command streamers count."""
+        return ticks(self.clock.now_ns)
+
+    def forget_translations(self) -> None:
+        """The driver changed page tables."""
+        self.memory_of_driver.forget()
+        for engine in self.engines:
+            engine.memory.forget()
+
+    def refuse(self, what: str) -> None:
+        """Something that a well-behaved driver does not do has come to nothing: count it."""
+        if len(self.refused) < REFUSALS_KEPT or what in self.refused:
+            self.refused[what] += 1
+
+    @query
+    def engine_state(self) -> dict[str, object]:
+        """Utilisation, submissions and errors of each engine; graphics memory; what was refused."""
+        return {
+            "engines": {
+                engine.spec.name: {
+                    "busy_ns": engine.queue.busy_ns,
+                    "submissions": engine.submissions,
+                    "contexts": engine.contexts,
+                    "resets": engine.resets,
+                    "error": engine.error,
+                }
+                for engine in self.engines
+            },
+            "busy_ns": self.client.busy_ns,
+            "weight": self.client.weight,
+            "aperture": [self.slice.aperture.base, self.slice.aperture.size],
+            "hidden": [self.slice.hidden.base, self.slice.hidden.size],
+            "page_tables": len(self.page_tables.roots),
+            "ggtt": self.table.counters,
+            "messages": self.messages_sent,
+            "errors": self.errors,
+            "refused": dict(self.refused),
+            "refused_commands": dict(self.refused_commands),
+            "display_ready": bool(self.registers.pvinfo.display_ready.value),
+        }
+
+
+REFUSALS_KEPT = 64
+"""Kinds of refusals that are told apart."""
