@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from umdev_softgpu import Blit, Brush, Budget, Fault, Format, Level, Masks, Reason, Rect, Step, Surface, Tiling
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import draw
+from softgpu_reference import draw
 
 PAGE = 4096
 PAGES = 192  # in front of the tables
@@ -243,7 +243,9 @@ def test_fault_in_the_middle_keeps_what_was_drawn(picture):
     end = PAGES * PAGE
     picture.guest.memory[:TABLES] = bytes(TABLES)
     outcome = Blit.fill(Surface(picture.space, end - 2000, 1000), Rect(0, 0, 250, 4), 4, 0xFFFF_FFFF).step(Budget())
-    assert outcome == Fault(Reason.NOT_PRESENT, end, write=True, level=2, beneath=picture.guest.BASE + TABLES + 2 * PAGE + 8 * PAGES)
+    assert outcome == Fault(
+        Reason.NOT_PRESENT, end, write=True, level=2, beneath=picture.guest.BASE + TABLES + 2 * PAGE + 8 * PAGES
+    )
     last = int(picture.order[-1]) * PAGE
     assert picture.guest.memory[last + PAGE - 2000 : last + PAGE] == b"\xff" * 2000
 

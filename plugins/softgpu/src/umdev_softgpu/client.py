@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from umdev.device import InvalidArgument
 
-from .limits import Cap, FrameLimiter
+from .limits import FOREVER, Cap, FrameLimiter
 
 if TYPE_CHECKING:
     from .budget import Budget, Step
@@ -102,6 +102,8 @@ class Client:
         self.round: collections.deque[Queue] = collections.deque()
         """For the scheduler: queues with work, in the order of their turns."""
         self.closed = False
+        self.held = False
+        """For the scheduler: a limit or a pause has kept it from running since it woke."""
         self._frames: FrameLimiter | None = None
         self._cap: Cap | None = None
         self.weight = weight
@@ -150,6 +152,8 @@ class Client:
     @property
     def due_ns(self) -> int:
         """For the scheduler: from when on limits let it run."""
+        if self.paused:
+            return FOREVER
         return max(self._frames.due_ns if self._frames else 0, self._cap.due_ns if self._cap else 0)
 
     def charge(self, start_ns: int, used_ns: int) -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from umdev.device import InvalidArgument
 
 NANOSECONDS = 1_000_000_000
+FOREVER = (1 << 63) - 1
 BURST_NS = 10_000_000
 """How far a capped client may run ahead of its share."""
 

@@ -6,12 +6,12 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from .limits import FOREVER
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .client import Client
-
-FOREVER = (1 << 63) - 1
 
 
 class Turn(NamedTuple):
@@ -27,16 +27,16 @@ class Policy(abc.ABC):
     Times are nanoseconds of the scheduler's clock.
     """
 
-    def join(self, client: Client, now_ns: int) -> None:
+    def join(self, client: Client, now_ns: int) -> None:  # noqa: B027  # not every policy minds
         """A client has come; it has no work yet."""
 
-    def leave(self, client: Client, now_ns: int) -> None:
+    def leave(self, client: Client, now_ns: int) -> None:  # noqa: B027  # not every policy minds
         """A client has gone."""
 
-    def wake(self, client: Client, now_ns: int) -> None:
+    def wake(self, client: Client, now_ns: int) -> None:  # noqa: B027  # not every policy minds
         """A client that had no work has some."""
 
-    def charge(self, client: Client, start_ns: int, used_ns: int) -> None:
+    def charge(self, client: Client, start_ns: int, used_ns: int) -> None:  # noqa: B027  # not every policy minds
         """A client has used the engine."""
 
     @abc.abstractmethod
@@ -52,6 +52,7 @@ class Policy(abc.ABC):
 class _Account:
     virtual: int = 0  # nanoseconds used, times SCALE, over weight
     rest: int = 0  # what the division left over: nothing is ever lost
+    woken: int = 0  # the later, the greater
 
 
 class FairShare(Policy):
@@ -65,6 +66,7 @@ class FairShare(Policy):
     def __init__(self) -> None:
         self._accounts: dict[Client, _Account] = {}
         self._floor = 0  # the least virtual time of those who run
+        self._wakes = 0
 
     def join(self, client: Client, now_ns: int) -> None:  # noqa: ARG002  # Policy's interface
         """Starts level with those who run."""
@@ -78,6 +80,8 @@ class FairShare(Policy):
         """Time that it did not use while the others ran is gone."""
         account = self._accounts[client]
         account.virtual = max(account.virtual, self._floor)
+        self._wakes += 1
+        account.woken = self._wakes
 
     def charge(self, client: Client, start_ns: int, used_ns: int) -> None:  # noqa: ARG002  # Policy's interface
         """Virtual time passes the more slowly, the greater the weight."""
@@ -87,12 +91,16 @@ class FairShare(Policy):
             account.virtual += passed
 
     def choose(self, ready: Sequence[Client], now_ns: int) -> Turn:  # noqa: ARG002  # Policy's interface
-        """Who has had least."""
+        """Who has had least; of those who have had the same, who woke last."""
         if not ready:
             return Turn(None)
-        chosen = min(ready, key=lambda client: self._accounts[client].virtual)
+        chosen = min(ready, key=self._turn)
         self._floor = max(self._floor, self._accounts[chosen].virtual)
         return Turn(chosen)
+
+    def _turn(self, client: Client) -> tuple[int, int]:
+        account = self._accounts[client]
+        return account.virtual, -account.woken
 
     def preempts(self, waker: Client, running: Client, ran_ns: int) -> bool:
         """When it has had less than the running one, what that does just now included."""

@@ -153,7 +153,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Drop all work, wait for a step under way, and end the thread. Without any device lock; may be called twice."""
+        """Drop all work, wait for a step under way, end the thread. Without any device lock; may be called twice."""
         with self._changed:
             self._closed = True
             thread, self._thread = self._thread, None
@@ -196,14 +196,25 @@ class Scheduler:
     def _next(self, now: int) -> tuple[Turn, int]:
         """Whose turn it is; and, for nobody's, when to think again."""
         self._look_at_blocked(now)
-        waiting = [client for client in self.clients if client.round and not client.paused]
-        turn = self.policy.choose([client for client in waiting if client.due_ns <= now], now)
-        again = now + min(turn.ns, LONGEST_SLEEP_NS) if waiting else now + LONGEST_SLEEP_NS
+        ready = []
+        again = now + LONGEST_SLEEP_NS
+        for client in self.clients:
+            if not client.round:
+                continue
+            due = client.due_ns
+            if due > now:
+                client.held = True
+                again = min(again, due)
+                continue
+            if client.held:  # what it could not use is not saved up
+                client.held = False
+                self.policy.wake(client, now)
+            ready.append(client)
+        turn = self.policy.choose(ready, now)
+        if ready:
+            again = min(again, now + turn.ns)
         if self._blocked:
             again = min(again, self._blocked[0][0])
-        for client in waiting:
-            if client.due_ns > now:
-                again = min(again, client.due_ns)
         return turn, again
 
     def _serve(self) -> None:

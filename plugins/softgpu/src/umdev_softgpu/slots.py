@@ -23,49 +23,61 @@ def _slice(slice_ns: int) -> int:
 
 
 class BestEffort(Policy):
-    """Round robin among the clients with work, a slice each; the engine never waits while somebody has work."""
+    """Round robin among the clients with work, a slice each; the engine never waits while somebody has work.
+
+    What a step takes beyond its slice is paid for out of the client's next ones, so long steps gain nothing.
+    """
 
     def __init__(self, slice_ns: int = SLICE_NS) -> None:
         """Raises: InvalidArgument for a slice that is not above 0."""
         self.slice_ns = _slice(slice_ns)
-        self._order: list[Client] = []
+        self._used: dict[Client, int] = {}  # of the present slice, or of the next ones; in the order of turns
         self._current: Client | None = None
-        self._used = 0
 
     def join(self, client: Client, now_ns: int) -> None:  # noqa: ARG002  # Policy's interface
         """Comes last."""
-        self._order.append(client)
+        self._used[client] = 0
 
     def leave(self, client: Client, now_ns: int) -> None:  # noqa: ARG002  # Policy's interface
         """The slice that it had not used is the next one's."""
+        self._used.pop(client, None)
         if client is self._current:
-            self._pass_on()
-        if client in self._order:
-            self._order.remove(client)
+            self._current = None
 
     def charge(self, client: Client, start_ns: int, used_ns: int) -> None:  # noqa: ARG002  # Policy's interface
-        """What was used too much is paid for in the next slice, so that long steps gain nothing."""
-        if client is self._current:
-            self._used += used_ns
-            if self._used >= self.slice_ns:
-                self._pass_on()
+        """A slice that is used up ends the turn."""
+        if client in self._used:
+            self._used[client] += used_ns
+            if self._used[client] >= self.slice_ns and client is self._current:
+                self._used[client] -= self.slice_ns
+                self._current = None
+                self._to_the_end(client)
 
     def choose(self, ready: Sequence[Client], now_ns: int) -> Turn:  # noqa: ARG002  # Policy's interface
-        """Whoever has a slice left; else the next in the round."""
+        """Whoever has some of a slice left; else the next in the round."""
         if not ready:
             return Turn(None)
         if self._current is None or self._current not in ready:
-            self._pass_on()
-            waiting = set(ready)
-            self._current = next(client for client in self._order if client in waiting)
-        return Turn(self._current, self.slice_ns - self._used)
+            if self._current is not None:  # it has no more to do: no slice is saved up
+                self._used[self._current] = 0
+                self._to_the_end(self._current)
+            self._current = self._first(set(ready))
+        return Turn(self._current, self.slice_ns - self._used[self._current])
 
-    def _pass_on(self) -> None:
-        if self._current is not None and self._current in self._order:
-            self._order.remove(self._current)
-            self._order.append(self._current)
-        self._current = None
-        self._used = 0
+    def _first(self, ready: set[Client]) -> Client:
+        """In the order of turns, each of which takes a slice from what is owed."""
+        rounds = min(self._used[client] // self.slice_ns for client in ready)
+        for client in ready:
+            self._used[client] -= rounds * self.slice_ns
+        for client in [client for client in self._used if client in ready]:
+            if self._used[client] < self.slice_ns:
+                return client
+            self._used[client] -= self.slice_ns
+            self._to_the_end(client)
+        raise AssertionError("somebody owes less than a slice")
+
+    def _to_the_end(self, client: Client) -> None:
+        self._used[client] = self._used.pop(client)
 
 
 class _Slots(Policy):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,8 @@ from ._native import ffi, lib
 from .faults import Fault, Reason, fault
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
 LAST_ADDRESS = (1 << 64) - 1
@@ -81,7 +82,7 @@ class Run(NamedTuple):
 
 
 class Space:
-    """Made by `MemoryPort.linear` and `MemoryPort.paged`. Any thread may call any method, with or without a device lock.
+    """Made by `MemoryPort.linear` and `MemoryPort.paged`. Any thread may call any method, the device lock held or not.
 
     What can't be done is answered by a `Fault`. An aligned access of 1, 2, 4 or 8 bytes is one access.
     """
