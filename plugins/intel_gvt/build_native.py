@@ -1,4 +1,4 @@
-"""Builds `umdev_intel_gvt._fast`: GGTT accesses, unlisted registers and the command scan in C, by cffi (abi3)."""
+"""Builds `umdev_intel_gvt._fast`: global table, aperture, unlisted registers, command scan in C, by cffi (abi3)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 NATIVE = HERE / "src" / "umdev_intel_gvt" / "native"
-INCLUDE = HERE / "include"  # links to the core's headers
+INCLUDE = HERE / "include"  # links to the core's and softgpu's headers
 
 ffi = FFI()
 ffi.cdef((INCLUDE / "umdev_decls.h").read_text())

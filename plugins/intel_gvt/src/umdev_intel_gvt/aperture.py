@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umdev.device import Block
-from umdev_softgpu import Fault
+from umdev_softgpu import api_address
 
+from ._fast import ffi, lib
 from .partition import APERTURE
 
 if TYPE_CHECKING:
-    from .vgpu import Vgpu  # the type in Block["Vgpu"]
+    from umdev.device import Device
+    from umdev_softgpu import Space
+
+    from .fences import Fence
+    from .vgpu import Vgpu  # noqa: F401  # the type in Block["Vgpu"]
+
+BAR = 2
 
 
 class ApertureBlock(Block["Vgpu"]):
@@ -18,37 +25,34 @@ class ApertureBlock(Block["Vgpu"]):
 
 
 class Aperture:
-    """Answers the driver's accesses to BAR 2, with the device lock held."""
+    """Answers the driver's accesses, in C; every method is called with the device lock held."""
 
-    def __init__(self, vgpu: Vgpu) -> None:
-        self._vgpu = vgpu
+    def __init__(self) -> None:
+        self._native: Any = ffi.new("gvt_aperture *", {"api": ffi.cast("void *", api_address())})
+        self._space: Space | None = None
 
-    def install(self) -> None:
+    def install(self, device: Device) -> None:
         """Answer the whole BAR."""
-        self._vgpu.native.add_callback_overlay(2, 0, APERTURE, self.read, self.write)
+        device.native.overlay(BAR, 0, APERTURE, ffi.addressof(lib, "gvt_aperture_access"), self._native)
 
-    def read(self, offset: int, length: int) -> bytes:
-        """What lies there; all ones where no page is."""
-        if self._vgpu.registers.fences.at(offset) is not None:
-            return b"".join(self._read(self._place(offset + n), 1) for n in range(length))
-        return self._read(offset, length)
+    def reset(self, space: Space) -> None:
+        """No fences, and a new way to memory."""
+        self._native.space = ffi.cast("void *", space.pointer)
+        self._space = space  # C points to it
+        ffi.memmove(self._native.fences, bytes(ffi.sizeof(self._native.fences)), ffi.sizeof(self._native.fences))
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Store it; what no page takes is dropped."""
-        if self._vgpu.registers.fences.at(offset) is not None:
-            for n in range(len(data)):
-                self._write(self._place(offset + n), data[n : n + 1])
-            return
-        self._write(offset, data)
+    def set_fence(self, index: int, fence: Fence) -> None:
+        """Untile what a fence covers."""
+        native = self._native.fences[index]
+        native.first, native.end, native.pitch, native.y_tiled = fence.first, fence.end, fence.pitch, fence.y_tiled
 
-    def _place(self, address: int) -> int:
-        fence = self._vgpu.registers.fences.at(address)
-        return address if fence is None else fence.untile(address)
+    @property
+    def refused(self) -> int:
+        """Accesses to pages that are not there, since the device was made."""
+        return int(self._native.refused)
 
-    def _read(self, address: int, length: int) -> bytes:
-        found = self._vgpu.memory_of_driver.ggtt.read(address, length)
-        return b"\xff" * length if isinstance(found, Fault) else found
 
-    def _write(self, address: int, data: bytes) -> None:
-        if isinstance(self._vgpu.memory_of_driver.ggtt.write(address, data), Fault):
-            self._vgpu.refuse("store to an aperture page that is not there")
+def untile(fence: Fence, address: int) -> int:
+    """Where the byte lies that the processor sees at an address inside the fence."""
+    native = ffi.new("gvt_fence *", [fence.first, fence.end, fence.pitch, fence.y_tiled])
+    return int(lib.gvt_untile(native, address))

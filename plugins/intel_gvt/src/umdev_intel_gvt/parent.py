@@ -12,7 +12,7 @@ from .vgpu import Vgpu
 from .vgpu_types import TYPES
 
 if TYPE_CHECKING:
-    from umdev.device import Device, DeviceContext
+    from umdev.device import Clock, Device, DeviceContext
     from umdev.instances import InstanceClaims
 
 ATTRIBUTES = {
@@ -26,17 +26,19 @@ CAPS = range(1, 101)
 class IntelGpu(Parent):
     """One process serves all vGPUs of it, since they share the engines."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        """`clock`: of the engines; a ManualClock runs them by hand, in tests."""
         types = [DeviceType(type_.id, type_.name, Vgpu, type_.description, 1, ATTRIBUTES) for type_ in TYPES.values()]
         super().__init__("intel-gvt", types, capacity=MAXIMUM_VGPUS, shared_process=True)
         self.partition = Partition()
+        self._clock = clock
         self._scheduler: Scheduler | None = None
 
     @property
     def scheduler(self) -> Scheduler:
         """Of the engines; made when the first vGPU needs it."""
         if self._scheduler is None:
-            self._scheduler = Scheduler(FairShare())
+            self._scheduler = Scheduler(FairShare(), name=self.name, clock=self._clock)
         return self._scheduler
 
     def close(self) -> None:

@@ -62,12 +62,13 @@ class Vgpu(Device):
         """
         self.number, self.slice, self.client, self._release_slice = number, slice_, client, release
         self.table = GlobalTable(slice_)
+        self.aperture = Aperture()
         self.engines: list[EngineState] = []
         super().__init__(context)
 
     def on_open(self) -> None:
         self.table.install(self)
-        Aperture(self).install()
+        self.aperture.install(self)
         self.memory_of_driver = GraphicsMemory(self, self.table)
         rings = (self.registers.render, self.registers.blitter, self.registers.video, self.registers.enhance)
         for spec, ring in zip(ENGINES, rings, strict=True):
@@ -79,6 +80,7 @@ class Vgpu(Device):
         self.table.clear()
         self.memory_of_driver.close()
         self.memory_of_driver = GraphicsMemory(self, self.table)
+        self.aperture.reset(self.memory_of_driver.ggtt)
         self.page_tables = PageTables()
         pvinfo = self.registers.pvinfo
         pvinfo.vgt_id.value = self.number
@@ -131,7 +133,7 @@ class Vgpu(Device):
             "aperture": [self.slice.aperture.base, self.slice.aperture.size],
             "hidden": [self.slice.hidden.base, self.slice.hidden.size],
             "page_tables": len(self.page_tables.roots),
-            "ggtt": self.table.counters,
+            "ggtt": {**self.table.counters, "aperture_refused": self.aperture.refused},
             "messages": self.messages_sent,
             "errors": self.errors,
             "refused": dict(self.refused),

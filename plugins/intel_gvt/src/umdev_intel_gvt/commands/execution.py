@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEEPEST = 3
 """A ring, a batch, and a second-level batch."""
-COMMAND_COST = 2048
+COMMAND_COST = 16384
 """Budget units of a command, beside its bytes: what it takes to look at it, as bytes that could be copied meanwhile."""
 
 

@@ -21,6 +21,29 @@ typedef struct gvt_ggtt {
  * and writes are dropped and counted. The device lock is held. */
 int gvt_ggtt_access(void *ggtt, uint64_t offset, void *bytes, uint32_t length, uint32_t flags);
 
+/* ---- aperture.c: graphics memory through BAR 2 ---- */
+
+/* A tiled range of the aperture; `end` 0: none. Bytes. */
+typedef struct gvt_fence {
+    uint64_t first;
+    uint64_t end;
+    uint32_t pitch;
+    uint32_t y_tiled; /* else X */
+} gvt_fence;
+
+typedef struct gvt_aperture {
+    const void *api; /* softgpu_api */
+    void *space;     /* softgpu_space: the global table */
+    gvt_fence fences[4];
+    uint64_t refused; /* accesses to pages that are not there */
+} gvt_aperture;
+
+/* A umdev_bytes_handler: an access to BAR 2. Pages that are not there read as ones and take no write. The device lock is
+ * held. */
+int gvt_aperture_access(void *aperture, uint64_t offset, void *bytes, uint32_t length, uint32_t flags);
+/* Where the byte lies that the processor sees at `address`, inside the fence. */
+uint64_t gvt_untile(const gvt_fence *fence, uint64_t address);
+
 /* ---- unlisted.c ---- */
 
 /* A umdev_handler for registers that have no name here: plain memory, and each appears in the burn-down list. */
