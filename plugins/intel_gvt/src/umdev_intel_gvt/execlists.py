@@ -10,6 +10,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING
 
+from umdev.device import PAGE_SIZE
 from umdev_softgpu import Fault, Step
 
 from .commands import Execution, Outcome
@@ -51,7 +52,7 @@ class EngineState:
 
     def __init__(self, vgpu: Vgpu, spec: EngineSpec, ring: RingRegisters, queue: Queue) -> None:
         self.vgpu, self.spec, self.ring, self.queue = vgpu, spec, ring, queue
-        self.memory = GraphicsMemory(vgpu, vgpu.table)
+        self.memory = GraphicsMemory(vgpu, vgpu.table, vgpu.shadows)
         self.generation = 0
         self.submissions = self.contexts = self.resets = 0
         self._port: list[int] = []
@@ -101,6 +102,7 @@ class EngineState:
     def _lite_restore(self, elements: list[Descriptor]) -> None:
         """The running context again, maybe with more in its ring, and another one after it."""
         if self._execution is not None and not self.error:
+            self.forget_translations()
             self._execution.context.reload_tail(self.memory)
         self._elements = [self._elements[0], *elements[1:]]
         self._report(Switch.PREEMPTED | Switch.LITE_RESTORE, elements[0].identity)
@@ -129,11 +131,26 @@ class EngineState:
             self._stop(execution.trouble)
             return Step.DONE
 
+    def forget_translations(self) -> None:
+        """Tables may have changed since the last submission, or since a command that says so."""
+        if self.vgpu.shadows is not None:
+            self.vgpu.shadows.synchronise()
+        self.memory.forget()
+
+    def _pin(self, context: Context) -> None:
+        """What the engine comes back to: ring, image, status page."""
+        hold = self.vgpu.pinned.hold
+        hold(self.memory.ggtt, context.start, context.size)
+        hold(self.memory.ggtt, context.descriptor.image, 2 * PAGE_SIZE)
+        hold(self.memory.ggtt, self.ring.status_page.value & 0xFFFF_F000, PAGE_SIZE)
+
     def _load(self) -> bool:
         """Load the first element's context; False: it can't be, and the engine has stopped."""
         self.contexts += 1
+        self.forget_translations()
         found = Context.load(self._elements[0], self.memory)
         if isinstance(found, Context):
+            self._pin(found)
             self._execution = Execution(self, found)
             return True
         self._stop(f"context {self._elements[0].value:#x}: {found}")
@@ -210,7 +227,7 @@ class EngineState:
         self.resets += 1
         self.queue.cancel()
         self.memory.close()
-        self.memory = GraphicsMemory(self.vgpu, self.vgpu.table)
+        self.memory = GraphicsMemory(self.vgpu, self.vgpu.table, self.vgpu.shadows)
         self._port.clear()
         self._elements, self._waiting = [], []
         self._execution = None

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from umdev_softgpu import Format, Level, Masks, MemoryPort, Target
 
-from . import ggtt
+from . import ggtt, shadow
 
 if TYPE_CHECKING:
     from umdev.device import Device
     from umdev_softgpu import Space
 
     from .ggtt import GlobalTable
+    from .shadow import ShadowTables
 
 _SHIFTS = (39, 30, 21, 12)
 _LEAVES = (0, 0, 0x80, 0)
@@ -32,22 +33,28 @@ CACHED_TABLES = 16
 class GraphicsMemory:
     """One engine's view. Any thread."""
 
-    def __init__(self, device: Device, table: GlobalTable) -> None:
-        self.port = MemoryPort(device, tables=table.entries)
+    def __init__(self, device: Device, table: GlobalTable, shadows: ShadowTables | None = None) -> None:
+        """shadows: what takes the place of the driver's per-process tables."""
+        self.port = MemoryPort(device, tables=table.entries, local=shadows.pool if shadows else None)
+        self._shadows = shadows
         self.ggtt = self.port.paged(ggtt.FORMAT, ggtt.MASKS)
         self.ggtt.set_root(0, Target.TABLES)
         self._tables: OrderedDict[int, Space] = OrderedDict()
 
     def ppgtt(self, root: int) -> Space:
-        """The addresses of a process, by the bus address of its top-level table."""
+        """The addresses of a process, by the bus address of its top-level table. The device lock is held."""
         space = self._tables.get(root)
         if space is None:
-            space = self.port.paged(PPGTT_FORMAT, PPGTT_MASKS)
-            space.set_root(root & ggtt.ADDRESS_MASK)
+            space = self.port.paged(PPGTT_FORMAT, shadow.MASKS if self._shadows else PPGTT_MASKS)
             self._tables[root] = space
             if len(self._tables) > CACHED_TABLES:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(root)
+        page = root & ggtt.ADDRESS_MASK
+        if self._shadows is None:
+            space.set_root(page)
+        else:
+            space.set_root(self._shadows.root(page), Target.LOCAL)
         return space
 
     def forget(self) -> None:

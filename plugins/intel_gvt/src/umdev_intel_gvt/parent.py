@@ -8,6 +8,7 @@ from umdev.device import DeviceType, InvalidArgument, NoInstanceLeft, Parent
 from umdev_softgpu import FairShare, Scheduler
 
 from .partition import MAXIMUM_VGPUS, Partition
+from .shadow import SHADOW_MODES
 from .vgpu import Vgpu
 from .vgpu_types import TYPES
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = {
     "weight": "share of the engines against other vGPUs, 1 to 16; the type's own unless set",
+    "shadow": "copies of the driver's page tables: off (default), auto, emulate, trap, track",
     "cap": "most of the engines' time that it may take, 1 to 100 per cent; unset: no limit",
 }
 WEIGHTS = range(1, 17)
@@ -57,6 +59,9 @@ class IntelGpu(Parent):
         assert context.type is not None
         type_ = TYPES[context.type.id]
         weight = _number(context, "weight", WEIGHTS, type_.weight)
+        shadow = context.attributes.get("shadow", "off")
+        if shadow not in SHADOW_MODES:
+            raise InvalidArgument(f"shadow is one of {', '.join(SHADOW_MODES)}, not {shadow!r}")
         cap = _number(context, "cap", CAPS, CAPS[-1])
         others = [TYPES[c.type].share for uuid, c in self.claimed().items() if uuid != str(context.uuid)]
         if not Partition.fitting(type_.share, others):

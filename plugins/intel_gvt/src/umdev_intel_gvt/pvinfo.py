@@ -82,5 +82,7 @@ class PvInfo(Block["Vgpu"]):
                 self.device.page_tables.create(root)
             case Notification.PPGTT_L4_DESTROY:
                 self.device.page_tables.destroy(root)
+                if self.device.shadows is not None:
+                    self.device.shadows.forget(root)
             case _:
                 self.device.refuse(f"notification {value}")

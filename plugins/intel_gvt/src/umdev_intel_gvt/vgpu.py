@@ -16,13 +16,15 @@ from .ggtt import GlobalTable
 from .graphics_memory import GraphicsMemory
 from .page_tables import PageTables
 from .partition import APERTURE
+from .pinned import PinnedPages
 from .registers import MMIO_SIZE, Registers
 from .ring import ticks
+from .shadow import SHADOW_MODES, ShadowTables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from umdev.device import DeviceContext
+    from umdev.device import DeviceContext, Mapping
     from umdev_softgpu import Client
 
     from .partition import Slice
@@ -52,6 +54,8 @@ class Vgpu(Device):
     refused: State[Counter[str]] = State(Counter, save=False)
     refused_commands: State[Counter[str]] = State(Counter, save=False)
     page_tables: State[PageTables] = State(PageTables, save=False)
+    shadows: State[ShadowTables | None] = State(lambda: None, save=False)
+    """Shadow page tables, where the attribute `shadow` asks for them."""
 
     def __init__(
         self, context: DeviceContext, number: int, slice_: Slice, client: Client, release: Callable[[], None]
@@ -67,6 +71,9 @@ class Vgpu(Device):
         super().__init__(context)
 
     def on_open(self) -> None:
+        modes = SHADOW_MODES[self.context.attributes.get("shadow", "off")]
+        self.shadows = ShadowTables(self.memory, modes) if modes else None
+        self.pinned = PinnedPages(self.memory)
         self.table.install(self)
         self.aperture.install(self)
         self.memory_of_driver = GraphicsMemory(self, self.table)
@@ -77,6 +84,9 @@ class Vgpu(Device):
     def on_reset(self, kind: ResetKind) -> None:
         for engine in self.engines:
             engine.reset()
+        self.pinned.clear()
+        if self.shadows is not None:
+            self.shadows.clear()
         self.table.clear()
         self.memory_of_driver.close()
         self.memory_of_driver = GraphicsMemory(self, self.table)
@@ -95,6 +105,11 @@ class Vgpu(Device):
         self.memory_of_driver.close()
         self._release_slice()
 
+    def on_unmap(self, mapping: Mapping) -> None:
+        self.pinned.unmapped(mapping.iova, mapping.end)
+        if self.shadows is not None:
+            self.shadows.unmapped(mapping.iova, mapping.end)
+
     def engine_at(self, base: int) -> EngineState:
         """The engine whose registers begin at an offset."""
         return next(engine for engine in self.engines if engine.spec.base == base)
@@ -104,7 +119,9 @@ class Vgpu(Device):
         return ticks(self.clock.now_ns)
 
     def forget_translations(self) -> None:
-        """The driver changed page tables."""
+        """The driver changed page tables, or may have. The device lock is held."""
+        if self.shadows is not None:
+            self.shadows.synchronise()
         self.memory_of_driver.forget()
         for engine in self.engines:
             engine.memory.forget()
@@ -133,6 +150,8 @@ class Vgpu(Device):
             "aperture": [self.slice.aperture.base, self.slice.aperture.size],
             "hidden": [self.slice.hidden.base, self.slice.hidden.size],
             "page_tables": len(self.page_tables.roots),
+            "shadows": self.shadows.state if self.shadows is not None else None,
+            "pinned_pages": self.pinned.count,
             "ggtt": {**self.table.counters, "aperture_refused": self.aperture.refused},
             "messages": self.messages_sent,
             "errors": self.errors,

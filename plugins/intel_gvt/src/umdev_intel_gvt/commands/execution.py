@@ -146,6 +146,12 @@ class Execution:
             if self.generation == self.engine.generation:
                 self.engine.raise_event(event)
 
+    def forget_translations(self) -> None:
+        """The driver changed its tables and says so in its ring."""
+        with self.engine.vgpu.locked():
+            if self.generation == self.engine.generation:
+                self.engine.forget_translations()
+
     def enter_batch(self, address: int, *, process: bool, second_level: bool) -> Outcome | None:
         """Go on in a batch: called from the ring or as second level, else instead of the batch that this is in."""
         privileged = not process and self.stream.privileged

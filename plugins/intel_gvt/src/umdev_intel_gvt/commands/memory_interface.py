@@ -10,7 +10,7 @@ from umdev_softgpu import Fault
 from ..interrupt_tree import EngineEvent
 from .alu import compute
 from .outcome import Outcome
-from .render import PostSync, post_sync_value, store
+from .render import INVALIDATE_TLB, PostSync, post_sync_value, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,6 +105,8 @@ def _copy_memory(execution: Execution, command: Command) -> Outcome | None:
 def _flush(execution: Execution, command: Command) -> Outcome | None:
     """MI_FLUSH_DW: nothing is cached here, so it is what comes after that counts."""
     flags = command[0]
+    if flags & INVALIDATE_TLB:
+        execution.forget_translations()
     data = command[3] | (command[4] << 32 if len(command) > 4 else 0)
     value = post_sync_value(execution, PostSync(flags >> 14 & 3), data)
     if value is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 NOTIFY = 1 << 8
 STORE_INDEX = 1 << 21
+INVALIDATE_TLB = 1 << 18
 GLOBAL = 1 << 24
 INDEX_MASK = 0xFF8
 
@@ -31,6 +32,8 @@ def execute(execution: Execution, command: tuple[int, ...]) -> Outcome | None:
     if len(command) < 6:
         return execution.fail(f"PIPE_CONTROL of {len(command)} dwords")
     flags = command[1]
+    if flags & INVALIDATE_TLB:
+        execution.forget_translations()
     value = post_sync_value(execution, PostSync(flags >> 14 & 3), command[4] | command[5] << 32)
     if value is not None:
         address = command[2] & ~7 | (command[3] & 0xFFFF) << 32
