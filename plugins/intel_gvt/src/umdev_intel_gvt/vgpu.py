@@ -74,6 +74,7 @@ class Vgpu(Device):
         modes = SHADOW_MODES[self.context.attributes.get("shadow", "off")]
         self.shadows = ShadowTables(self.memory, modes) if modes else None
         self.pinned = PinnedPages(self.memory)
+        self._opened_ns = self.clock.now_ns
         self.table.install(self)
         self.aperture.install(self)
         self.memory_of_driver = GraphicsMemory(self, self.table)
@@ -133,11 +134,13 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """Utilisation, submissions and errors of each engine; graphics memory; what was refused."""
+        """Utilisation (of the time since the vGPU was made), submissions and errors of each engine; memory; refusals."""
+        elapsed = max(1, self.clock.now_ns - self._opened_ns)
         return {
             "engines": {
                 engine.spec.name: {
                     "busy_ns": engine.queue.busy_ns,
+                    "utilisation": round(engine.queue.busy_ns / elapsed, 4),
                     "submissions": engine.submissions,
                     "contexts": engine.contexts,
                     "resets": engine.resets,
