@@ -225,7 +225,7 @@ static void job_open(job *j, softgpu_blit *blit)
     j->brush_row = -1;
     static const uint8_t constant[2][1] = {{0}, {0xFF}};
     if (j->rop == 0x00 || j->rop == 0xFF)
-        pattern_set(&j->brush, constant[j->rop & 1], 1, j->p.row_bytes);
+        pattern_set(&j->brush, constant[j->rop & 1], 1, j->p.row_bytes); /* blackness and whiteness */
     else if (!(blit->flags & SOFTGPU_BRUSH))
         pattern_set(&j->brush, blit->color, blit->pixel_bytes, j->p.row_bytes);
     if (j->masked)
@@ -267,25 +267,18 @@ static void draw(job *j, uint8_t *target, const uint8_t *source, uint64_t length
         memmove(target, source, length);
         return;
     }
-    const uint8_t *brush = brush_at(j, x, y);
-    bool fill = !j->reads_source && !j->reads_target;
-    if (fill && j->brush.uniform && j->rop != 0x0F) {
-        memset(target, *brush, length);
+    if (!j->reads_source && !j->reads_target && j->rop != 0x0F) {
+        pattern_fill(&j->brush, brush_at(j, x, y), target, length);
         return;
     }
     uint8_t copy[PIECE];
     while (length) {
         uint32_t part = (uint32_t)(length < PIECE ? length : PIECE);
-        brush = brush_at(j, x, y);
-        if (fill && j->rop == 0xF0) {
-            memcpy(target, brush, part);
-        } else {
-            const uint8_t *from = j->reads_source ? source : NULL;
-            if (from && overlap(target, from, part))
-                from = memcpy(copy, from, part);
-            const uint8_t *mask = j->masked ? j->mask.bytes + phase(x, j->mask.period) : NULL;
-            raster(target, from, brush, mask, part, j->rop);
-        }
+        const uint8_t *from = j->reads_source ? source : NULL;
+        if (from && overlap(target, from, part))
+            from = memcpy(copy, from, part);
+        const uint8_t *mask = j->masked ? j->mask.bytes + phase(x, j->mask.period) : NULL;
+        raster(target, from, brush_at(j, x, y), mask, part, j->rop);
         target += part;
         source = source ? source + part : NULL;
         x += part;

@@ -16,6 +16,30 @@ void pattern_set(pattern *p, const uint8_t *bytes, uint32_t period, uint64_t len
     }
 }
 
+void pattern_fill(const pattern *p, const uint8_t *from, uint8_t *target, uint64_t length)
+{
+    enum { BLOCK = 64 }; /* a few vector registers, and a multiple of every period that is a power of two */
+    if (p->uniform) {
+        memset(target, *from, length);
+    } else if (BLOCK % p->period == 0 && length > BLOCK) {
+        uint8_t block[BLOCK];
+        for (uint32_t i = 0; i < BLOCK; i += p->period)
+            memcpy(block + i, from, p->period);
+        for (; length >= BLOCK; length -= BLOCK, target += BLOCK)
+            memcpy(target, block, BLOCK);
+        memcpy(target, block, length);
+    } else {
+        for (const uint8_t *next = from; length;) {
+            uint32_t part = (uint32_t)(length < PIECE ? length : PIECE);
+            part = part < p->length - (uint32_t)(next - p->bytes) ? part : p->length - (uint32_t)(next - p->bytes);
+            memcpy(target, next, part);
+            target += part;
+            length -= part;
+            next = p->bytes + ((uint32_t)(next - p->bytes) + part) % p->period;
+        }
+    }
+}
+
 /* All 256 operations in one expression: `table[n]` is all ones where bit n of the operation is set. */
 static inline uint64_t evaluate(const uint64_t *table, uint64_t p, uint64_t s, uint64_t d)
 {
@@ -37,7 +61,7 @@ void raster(uint8_t *restrict target, const uint8_t *restrict source, const uint
     static const uint8_t nothing[PIECE]; /* what is not looked at needs no branch in the loop */
     uint64_t table[8];
     for (unsigned i = 0; i < 8; i++)
-        table[i] = rop >> i & 1 ? UINT64_MAX : 0;
+        table[i] = (rop >> i & 1) ? UINT64_MAX : 0;
     source = source ? source : nothing;
     brush = brush ? brush : nothing;
     uint32_t i = 0;

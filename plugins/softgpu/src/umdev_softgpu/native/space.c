@@ -15,6 +15,14 @@ typedef struct translation {
     bool writable;
 } translation;
 
+/* The table that the last walk ended in: the next page's entry is likely in it too. */
+typedef struct last_table {
+    uint64_t region; /* the bits of the address above those that the table covers */
+    uint64_t generation;
+    softgpu_run table;
+    uint32_t level;
+} last_table;
+
 struct softgpu_space {
     softgpu_port *port;
     bool paged;
@@ -30,6 +38,7 @@ struct softgpu_space {
     pthread_mutex_t lock;        /* held for a few loads and stores only */
     bool rooted;
     softgpu_run root;
+    last_table last_table;
     uint8_t turn[SETS]; /* the way that goes next */
     translation kept[SETS][WAYS];
 };
@@ -149,8 +158,21 @@ static translation *set_of(softgpu_space *space, uint64_t page)
     return space->kept[(page ^ (page >> 7) ^ (page >> 14)) % SETS];
 }
 
+static uint64_t region_of(const softgpu_space *space, uint64_t address, uint32_t level)
+{
+    uint32_t bits = space->format.level[level].shift + space->format.level[level].bits;
+    return bits < 64 ? address >> bits : 0;
+}
+
+/* Where a walk may begin. */
+typedef struct beginning {
+    softgpu_run root;
+    last_table last;
+    bool rooted;
+} beginning;
+
 /* What is remembered of a page; else where the walk begins. */
-static bool recall(softgpu_space *space, uint64_t page, translation *ret, softgpu_run *root, bool *rooted)
+static bool recall(softgpu_space *space, uint64_t page, translation *ret, beginning *begin)
 {
     translation *set = set_of(space, page);
     bool found = false;
@@ -162,20 +184,21 @@ static bool recall(softgpu_space *space, uint64_t page, translation *ret, softgp
             found = true;
         }
     }
-    *root = space->root;
-    *rooted = space->rooted;
+    if (!found)
+        *begin = (beginning){.root = space->root, .last = space->last_table, .rooted = space->rooted};
     pthread_mutex_unlock(&space->lock);
     return found;
 }
 
 /* `entry->generation` is that of the walk's beginning: what was invalidated meanwhile is never found. */
-static void remember(softgpu_space *space, const translation *entry)
+static void remember(softgpu_space *space, const translation *entry, const last_table *last)
 {
     translation *set = set_of(space, entry->page);
     pthread_mutex_lock(&space->lock);
     uint8_t *turn = &space->turn[(size_t)(set - space->kept[0]) / WAYS];
     set[*turn] = *entry;
     *turn = (uint8_t)((*turn + 1) % WAYS);
+    space->last_table = *last;
     pthread_mutex_unlock(&space->lock);
 }
 
@@ -200,9 +223,10 @@ static int entry_read(softgpu_space *space, section *s, const softgpu_run *at, u
 
 /* Levels only grow, so this ends however the guest links its tables. */
 static int descend(softgpu_space *space, section *s, uint64_t address, softgpu_run table, uint32_t level,
-                   translation *ret, softgpu_fault *fault)
+                   translation *ret, last_table *last, softgpu_fault *fault)
 {
     const softgpu_level *shape = &space->format.level[level];
+    const uint64_t first = table.address;
     uint64_t index = (address >> shape->shift) & ((1ull << shape->bits) - 1);
     table.address += index * shape->stride;
     table.length = shape->bytes;
@@ -225,16 +249,20 @@ static int descend(softgpu_space *space, section *s, uint64_t address, softgpu_r
             ret->target = entry->target;
             ret->shift = (uint8_t)entry->shift;
             ret->writable = entry->writable != 0;
+            *last = (last_table){.region = region_of(space, address, level), .generation = ret->generation,
+                                 .table = {.target = table.target, .address = first}, .level = level};
             return SOFTGPU_OK;
         }
         if (entry->kind == SOFTGPU_TABLE && entry->level > level && entry->level < space->format.levels &&
             entry->target < SOFTGPU_TARGETS)
             result = descend(space, s, address,
                              (softgpu_run){.target = entry->target, .address = entry->address}, entry->level, ret,
-                             fault);
+                             last, fault);
         else
             result = fault_set(fault, SOFTGPU_BAD_TABLE, address, READ, level, table.address);
     }
+    if (entries[1].kind != SOFTGPU_NONE)
+        last->generation = 0; /* which of two tables it is differs from page to page */
     return result;
 }
 
@@ -242,20 +270,24 @@ static int walk_paged(softgpu_space *space, section *s, uint64_t address, uint32
                       softgpu_fault *fault)
 {
     translation found;
-    softgpu_run root;
-    bool rooted;
+    beginning begin;
     uint64_t page = address / PAGE;
-    if (!recall(space, page, &found, &root, &rooted)) {
-        if (UNLIKELY(!rooted))
+    if (!recall(space, page, &found, &begin)) {
+        if (UNLIKELY(!begin.rooted))
             return fault_set(fault, SOFTGPU_NOT_PRESENT, address, needed, 0, 0);
         found.page = page;
-        int result = descend(space, s, address, root, 0, &found, fault);
+        int result = SOFTGPU_NOT_PRESENT;
+        if (begin.last.generation == found.generation &&
+            begin.last.region == region_of(space, address, begin.last.level))
+            result = descend(space, s, address, begin.last.table, begin.last.level, &found, &begin.last, NULL);
+        if (result) /* from the root: only there another table may lead on, and a fault is told in full */
+            result = descend(space, s, address, begin.root, 0, &found, &begin.last, fault);
         if (UNLIKELY(result)) {
             if (fault)
                 fault->write = (needed & WRITE) != 0;
             return result;
         }
-        remember(space, &found);
+        remember(space, &found, &begin.last);
     }
     uint64_t offset = address & ((1ull << found.shift) - 1);
     if (UNLIKELY((needed & WRITE) && !found.writable))
