@@ -372,7 +372,7 @@ class TestBatches:
         attacker.go_batch(RENDER, 1 << 29)
         seen = 0
         while not seen & 1 << 3:
-            assert attacker.interrupts.wait(timeout=20)
+            assert attacker.interrupts.wait(timeout=SECONDS)
             seen |= attacker.serve_interrupt().get(0, 0)
         attacker.reset_engine(RENDER)
         attacker.events(RENDER)

@@ -134,7 +134,7 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """Utilisation (of the time since the vGPU was made), submissions and errors of each engine; memory; refusals."""
+        """Of each engine: utilisation since the vGPU was made, submissions, errors; memory; what was refused."""
         elapsed = max(1, self.clock.now_ns - self._opened_ns)
         return {
             "engines": {
