@@ -64,6 +64,7 @@ class NamedRegisters(Block["Vgpu"]):
     mocs_l3 = RegisterArray(0x0B020, Register, count=32)
     guc_wopcm_size = Register(0x0C050)
     guc_wopcm_offset = Register(0x0C340)
+    guc_timestamp = Register(0x0C3E8)
     mocs_render = RegisterArray(0x0C800, Register, count=64)
     mocs_video = RegisterArray(0x0C900, Register, count=64)
     mocs_video2 = RegisterArray(0x0CA00, Register, count=64)
