@@ -163,6 +163,14 @@ static int window_walk(window *w, section *s, uint64_t address, uint8_t **host, 
     return result ? fault_set(fault, result, address, w->needed, 0, run.address) : SOFTGPU_OK;
 }
 
+static void window_keep(window *w, uint64_t page, uint8_t *host, uint64_t length)
+{
+    unsigned slot = page % KEPT;
+    w->kept[slot].page = page + 1;
+    w->kept[slot].host = host;
+    w->kept[slot].length = length;
+}
+
 /* A pointer to `address` and how far it goes, up to `wanted` or a little more. */
 static int window_find(window *w, section *s, uint64_t address, uint64_t wanted, uint8_t **host, uint64_t *length,
                        softgpu_fault *fault)
@@ -184,16 +192,18 @@ static int window_find(window *w, section *s, uint64_t address, uint64_t wanted,
         return result == BY_MESSAGE ? result : window_walk(w, s, address, host, length, fault);
     /* Long stretches move faster: join pages that follow each other in this process too. */
     while (reach - offset < wanted && reach < SECTION_BYTES) {
+        uint64_t following = address - offset + reach;
         uint8_t *next;
         uint64_t more;
-        if (address - offset + reach < address || window_walk(w, s, address - offset + reach, &next, &more, NULL) ||
-            next != first + reach)
+        if (following < address || following % PAGE || window_walk(w, s, following, &next, &more, NULL))
             break;
+        if (next != first + reach) {
+            window_keep(w, following / PAGE, next, more); /* it is asked for next */
+            break;
+        }
         reach += more;
     }
-    w->kept[slot].page = page + 1;
-    w->kept[slot].host = first;
-    w->kept[slot].length = reach;
+    window_keep(w, page, first, reach);
     *host = first + offset;
     *length = reach - offset;
     return SOFTGPU_OK;

@@ -16,27 +16,45 @@ void pattern_set(pattern *p, const uint8_t *bytes, uint32_t period, uint64_t len
     }
 }
 
+static inline uint64_t load(const uint8_t *from)
+{
+    uint64_t value;
+    memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+/* Eight bytes over and over. Processors store whole lines without reading them first when they are told so; the
+ * sanitizers can't see such stores. */
+static void store_words(uint8_t *target, uint64_t word, uint64_t words)
+{
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    __asm__ volatile("rep stosq" : "+D"(target), "+c"(words) : "a"(word) : "memory");
+#else
+    for (; words; words--, target += sizeof(word))
+        memcpy(target, &word, sizeof(word));
+#endif
+}
+
 void pattern_fill(const pattern *p, const uint8_t *from, uint8_t *target, uint64_t length)
 {
-    enum { BLOCK = 64 }; /* a few vector registers, and a multiple of every period that is a power of two */
+    enum { WORTH = 256 }; /* bytes from which on starting the processor's own loop pays */
     if (p->uniform) {
         memset(target, *from, length);
-    } else if (BLOCK % p->period == 0 && length > BLOCK) {
-        uint8_t block[BLOCK];
-        for (uint32_t i = 0; i < BLOCK; i += p->period)
-            memcpy(block + i, from, p->period);
-        for (; length >= BLOCK; length -= BLOCK, target += BLOCK)
-            memcpy(target, block, BLOCK);
-        memcpy(target, block, length);
-    } else {
-        for (const uint8_t *next = from; length;) {
-            uint32_t part = (uint32_t)(length < PIECE ? length : PIECE);
-            part = part < p->length - (uint32_t)(next - p->bytes) ? part : p->length - (uint32_t)(next - p->bytes);
-            memcpy(target, next, part);
-            target += part;
-            length -= part;
-            next = p->bytes + ((uint32_t)(next - p->bytes) + part) % p->period;
-        }
+        return;
+    }
+    if (sizeof(uint64_t) % p->period == 0 && length >= WORTH) {
+        uint64_t word = load(from); /* a pattern has a piece after every phase, unless the row is shorter than this */
+        store_words(target, word, length / sizeof(word));
+        memcpy(target + (length & ~7ull), &word, length & 7);
+        return;
+    }
+    while (length) {
+        uint32_t at = (uint32_t)(from - p->bytes);
+        uint32_t part = (uint32_t)(length < p->length - at ? length : p->length - at);
+        memcpy(target, from, part);
+        target += part;
+        length -= part;
+        from = p->bytes + (at + part) % p->period;
     }
 }
 
@@ -46,13 +64,6 @@ static inline uint64_t evaluate(const uint64_t *table, uint64_t p, uint64_t s, u
     uint64_t without_p = (~s & ((~d & table[0]) | (d & table[1]))) | (s & ((~d & table[2]) | (d & table[3])));
     uint64_t with_p = (~s & ((~d & table[4]) | (d & table[5]))) | (s & ((~d & table[6]) | (d & table[7])));
     return (~p & without_p) | (p & with_p);
-}
-
-static inline uint64_t load(const uint8_t *from)
-{
-    uint64_t value;
-    memcpy(&value, from, sizeof(value));
-    return value;
 }
 
 void raster(uint8_t *restrict target, const uint8_t *restrict source, const uint8_t *restrict brush,
