@@ -28,6 +28,8 @@ NAMES = [
     "protect/trap/python",
     "protect/arm",
     "protect/track-scan",
+    "softgpu/fill",
+    "softgpu/copy",
 ]
 
 
