@@ -142,7 +142,7 @@ static void test_by_message(void)
 {
     softgpu_port *port = softgpu_port_new(&fake, (umdev_device *)1);
     softgpu_space *space = softgpu_space_linear(port, SOFTGPU_SYSTEM, 0, UINT64_MAX);
-    for (unsigned turn = 0; turn < 400; turn++) {
+    for (unsigned turn = 0; turn < 200; turn++) {
         for (unsigned i = 0; i < SIZE; i++)
             maps[0][i] = maps[2][i] = (uint8_t)random64();
         uint64_t pitch = 512 * (1 + random64() % 3);
@@ -201,7 +201,7 @@ static void test_garbage(void)
     };
     softgpu_space_set_root(spaces[4], SOFTGPU_SYSTEM, bases[2]); /* tables by message */
     unsigned drawn = 0;
-    for (unsigned turn = 0; turn < 60000; turn++) {
+    for (unsigned turn = 0; turn < 30000; turn++) {
         if (turn % 64 == 0) {
             softgpu_space_set_root(spaces[3], (uint32_t)(random64() % 5), number());
             for (unsigned i = 0; i < 64; i++) {
@@ -281,7 +281,7 @@ static void test_wild_decoder(void)
     softgpu_port *port = softgpu_port_new(&fake, (umdev_device *)1);
     softgpu_space *space = softgpu_space_paged(port, &format, wild, &context);
     softgpu_space_set_root(space, SOFTGPU_SYSTEM, bases[0]);
-    for (unsigned turn = 0; turn < 100000; turn++) {
+    for (unsigned turn = 0; turn < 50000; turn++) {
         softgpu_run found;
         int result = softgpu_space_translate(space, random64(), (int)(turn & 1), &found, NULL);
         CHECK(result != SOFTGPU_OK || (found.target < SOFTGPU_TARGETS && found.length));
