@@ -194,3 +194,22 @@ def test_a_fast_copy(stream, depth):
     ]
     found = stream(words, base=BLITTER)
     assert struct.pack("<I", found[(64 + 4 * size) // 4])[:size] == bytes([1, 2, 3, 4])[:size]
+
+
+def test_rows_of_bytes(stream):
+    fill = [2 << 29 | 0x40 << 22 | 4, 3 << 24 | 0xF0 << 16 | 64, 2 << 16 | 16, DATA, 0, 0x1234_5678]
+    copy = [2 << 29 | 0x43 << 22 | 6, 3 << 24 | 0xCC << 16 | 64, 2 << 16 | 8, DATA + 1024, 0, 64, DATA, 0]
+    found = stream([*fill, *copy, *batch_end()], base=BLITTER)
+    assert found[:5] == found[16:21] == [0x1234_5678] * 4 + [0]
+    assert found[256:260] == found[272:276] == [0x1234_5678] * 2 + [0] * 2
+
+
+def test_commands_are_counted_by_name(stream, vgpu):
+    stream([*store(DATA, 1), 0, 0, 0x7936_0001, 0, 0, *batch_end()])
+    counted = vgpu.query("engine_state")["engines"]["render"]["commands"]
+    assert counted == {
+        "MI_STORE_DATA_IMM": 1,
+        "MI_BATCH_BUFFER_START": 1,
+        "MI_BATCH_BUFFER_END": 1,
+        "without effect": 4,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from umdev.device import PAGE_SIZE
@@ -55,6 +56,8 @@ class EngineState:
         self.memory = GraphicsMemory(vgpu, vgpu.table, vgpu.shadows)
         self.generation = 0
         self.submissions = self.contexts = self.resets = 0
+        self.executed: Counter[str] = Counter()
+        """Commands by name, since the device was made; of a bounded number of kinds."""
         self._port: list[int] = []
         self._elements: list[Descriptor] = []
         self._waiting: list[Descriptor] = []

@@ -145,6 +145,7 @@ class Vgpu(Device):
                     "contexts": engine.contexts,
                     "resets": engine.resets,
                     "error": engine.error,
+                    "commands": dict(engine.executed),
                 }
                 for engine in self.engines
             },
