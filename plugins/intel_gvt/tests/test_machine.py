@@ -25,7 +25,7 @@ def machine(vgpu):
     try:
         machine = Machine(memory=4 << 20)
     except (NotSupported, HypervisorError) as error:
-        pytest.skip(f"{error} (these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py)")
+        pytest.skip(f"{error} (the same tests run inside a TCG guest: test_in_guest.py)")
     with machine:
         slot = machine.plug(vgpu)
         vgpu.native.write(7, 0x10, struct.pack("<II", BAR, 0))  # below 4 GiB, where the program can reach it
