@@ -2,6 +2,7 @@
 
 import re
 import time
+import uuid
 
 import numpy as np
 import pytest
@@ -154,3 +155,25 @@ def test_two_guests_share_a_gpu(umdev, linux_guest, program, facts):
     assert resets[0] > before[0]
     assert resets[1] == before[1]
     assert not re.search(r"(?i)gpu hang|resetting", other.dmesg)
+
+
+@pytest.mark.parametrize("shadow", ["trap", "track"])
+def test_shadows_of_the_driver_s_tables(umdev, linux_guest, program, facts, shadow):
+    """Every page table that i915 writes is protected in QEMU's memory; what comes of it is what walking gives."""
+    device_uuid = str(uuid.uuid4())
+    umdev("define", "--uuid", device_uuid, "--parent", "intel-gvt", "--type", "i915-GVTg_V5_8")
+    umdev("modify", "--uuid", device_uuid, "--addattr", "shadow", "--value", shadow)
+    device = umdev.start_defined(device_uuid)
+    environment = umdev.show(device_uuid)["environment"]
+    guest = start(linux_guest, program, device, "full", memory=512, environment=environment)
+    check_attached(guest, device_uuid)
+    assert facts(guest.run("i915_drm stores")) == STORES
+    assert facts(guest.run("i915_drm blit /tmp/pixels")) == {"blit": "0", "wait": "0"}
+    assert guest.read_file("/tmp/pixels") == expected_pixels().tobytes()
+    loop = facts(guest.run("i915_drm loop 50"))
+    assert (loop["failed"], loop["wrong"]) == ("0", "0")
+    shadows = state(device_uuid)["shadows"]
+    assert shadows["mode"] == shadow
+    assert shadows["tables"] >= 4
+    assert shadows["refused"] == 0
+    guest.close()
