@@ -493,15 +493,18 @@ def scheduler():
 
 
 def test_no_thread_before_the_first_work(scheduler):
-    before = threading.active_count()
+    def ours():
+        return [thread for thread in threading.enumerate() if thread.name == "umdev-idle engine"]
+
+    scheduler.name = "idle engine"
     queue = scheduler.add_client("vgpu").add_queue("bcs")
-    assert threading.active_count() == before
+    assert len(ours()) == 0
     job = Signal()
     queue.submit(job)
     assert job.ran.wait(60)
-    assert threading.active_count() == before + 1
+    assert len(ours()) == 1
     scheduler.close()
-    assert threading.active_count() == before
+    assert len(ours()) == 0
 
 
 def test_a_client_that_wakes_ends_the_hog_s_step(scheduler):
