@@ -41,6 +41,8 @@ typedef struct section {
     softgpu_port *port;
     const umdev_table *table;
     uint32_t ticket;
+    uint64_t found_at; /* what was looked up last, and is likely asked for again */
+    umdev_span found;
 } section;
 
 HIDDEN int section_enter(section *s, softgpu_port *port); /* SOFTGPU_OK or SOFTGPU_CLOSED */
