@@ -1,8 +1,8 @@
 """Everything a bus driver imports: attachments, the address space it fills, and the hooks it implements."""
 
-from ._native import ffi, lib
 from .attach import AttachedFunction, Attachment, AttachmentState, Bound, BoundServices, PushedMemory
 from .device.dispatch import NativeDevice
+from .device.native import api_address
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
 from .memory.mapping import Mapping
@@ -59,8 +59,3 @@ __all__ = [
     "api_address",
     "hookimpl",
 ]
-
-
-def api_address() -> int:
-    """Address of the process's `umdev_api` (umdev.h), for message loops in C; valid for the life of the process."""
-    return int(ffi.cast("uintptr_t", lib.umdev_get_api()))

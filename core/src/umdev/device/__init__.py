@@ -33,7 +33,7 @@ from .blocks import At, Block, Window
 from .clock import Clock, ManualClock
 from .memory import DeviceMemory
 from .model import Device
-from .native import Native
+from .native import Native, api_address
 from .parent import DeviceContext, DeviceType, Parent
 from .queries import query
 from .registers import (
@@ -118,5 +118,6 @@ __all__ = [
     "VendorSpecific",
     "Window",
     "Work",
+    "api_address",
     "query",
 ]

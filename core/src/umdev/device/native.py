@@ -1,4 +1,4 @@
-"""`Native`: a register handler written in C, by name."""
+"""`Native`: a register handler written in C, by name, and the table of functions that C gets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from umdev._native import ffi
+from umdev._native import ffi, lib
 from umdev.errors import DeclarationError
+
+
+def api_address() -> int:
+    """Address of the process's `umdev_api` (umdev.h), for a plugin's C; valid for the life of the process."""
+    return int(ffi.cast("uintptr_t", lib.umdev_get_api()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InvalidArgument, NotFound
-from ..instances import Claim, InstanceClaims
+from ..instances import Claim, Claimed, InstanceClaims
 from .clock import Clock
 
 if TYPE_CHECKING:
@@ -70,8 +70,12 @@ class Parent:
 
     def available_instances(self, type_id: str, claims: InstanceClaims | None = None) -> int:
         """How many more of a type fit, counting every process of this user. Raises: NotFound."""
-        used = sum(claimed.units for claimed in (claims or InstanceClaims()).used(self.name).values())
+        used = sum(claimed.units for claimed in self.claimed(claims).values())
         return max(0, self.capacity - used) // self.type(type_id).units
+
+    def claimed(self, claims: InstanceClaims | None = None) -> dict[str, Claimed]:
+        """What of this parent is in use, by UUID, in every process of this user; for parents that count otherwise."""
+        return (claims or InstanceClaims()).used(self.name)
 
     def create(
         self,

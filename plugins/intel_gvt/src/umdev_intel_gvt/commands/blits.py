@@ -1,0 +1,153 @@
+"""The blitter's commands: fills and copies between rectangles of a process's memory.
+
+Formats: Intel Graphics PRM, Kaby Lake, volume 2a and volume 10 (copy engine): pitches are signed bytes in the low
+half of dword 1 (dwords when tiled), bits 23:16 are the raster operation and 25:24 the depth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from umdev_softgpu import Blit, Rect, Surface, Tiling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .execution import Execution
+    from .outcome import Outcome
+
+Command = tuple[int, ...]
+BYTES_PER_PIXEL = (1, 2, 2, 4)
+"""By depth: 8 bits, 565, 1555, 8888."""
+TILED_TARGET, TILED_SOURCE = 1 << 11, 1 << 15
+WRITE_COLOURS, WRITE_ALPHA = 1 << 20, 1 << 21
+
+
+def execute(execution: Execution, command: Command) -> Outcome | None:
+    """Begin one; an opcode that is not known stops the engine."""
+    opcode = command[0] >> 22 & 0x7F
+    found = _HANDLERS.get(opcode)
+    if found is None:
+        return execution.fail(f"blitter opcode {opcode:#04x} is not known")
+    handler, least = found
+    if len(command) < least:
+        return execution.fail(f"blitter opcode {opcode:#04x} of {len(command)} dwords; it has {least} at least")
+    return handler(execution, command)
+
+
+def _signed(value: int) -> int:
+    return (value & 0xFFFF) - ((value & 0x8000) << 1)
+
+
+def _surface(execution: Execution, low: int, high: int, pitch: int, *, tiled: int) -> Surface:
+    bytes_of_pitch = _signed(pitch) * (4 if tiled else 1)
+    tiling = Tiling.X if tiled else Tiling.LINEAR
+    return Surface(execution.context.ppgtt, low | (high & 0xFFFF) << 32, bytes_of_pitch, tiling)
+
+
+def _rectangle(first: int, last: int) -> Rect:
+    x, y = _signed(first), _signed(first >> 16)
+    return Rect(x, y, _signed(last) - x, _signed(last >> 16) - y)
+
+
+def _write_mask(header: int, depth: int) -> int:
+    """The bits of a pixel that are written: with 32 bits, colours and alpha one by one."""
+    if BYTES_PER_PIXEL[depth] != 4:
+        return (1 << 8 * BYTES_PER_PIXEL[depth]) - 1
+    return (0xFF_FFFF if header & WRITE_COLOURS else 0) | (0xFF00_0000 if header & WRITE_ALPHA else 0)
+
+
+def _fill(execution: Execution, command: Command) -> Outcome | None:
+    """XY_COLOR_BLT."""
+    depth = command[1] >> 24 & 3
+    target = _surface(execution, command[4], command[5], command[1], tiled=command[0] & TILED_TARGET)
+    return execution.start_blit(
+        Blit.fill(
+            target,
+            _rectangle(command[2], command[3]),
+            BYTES_PER_PIXEL[depth],
+            command[6],
+            rop=command[1] >> 16 & 0xFF,
+            write_mask=_write_mask(command[0], depth),
+        )
+    )
+
+
+def _copy(execution: Execution, command: Command) -> Outcome | None:
+    """XY_SRC_COPY_BLT."""
+    depth = command[1] >> 24 & 3
+    target = _surface(execution, command[4], command[5], command[1], tiled=command[0] & TILED_TARGET)
+    source = _surface(execution, command[8], command[9], command[7], tiled=command[0] & TILED_SOURCE)
+    return execution.start_blit(
+        Blit.copy(
+            target,
+            source,
+            _rectangle(command[2], command[3]),
+            BYTES_PER_PIXEL[depth],
+            at=(_signed(command[6]), _signed(command[6] >> 16)),
+            rop=command[1] >> 16 & 0xFF,
+            write_mask=_write_mask(command[0], depth),
+        )
+    )
+
+
+def _bytes_rectangle(command: Command) -> Rect:
+    """Dword 2 of the commands without coordinates: rows in its upper half, bytes of a row in the lower one."""
+    return Rect(0, 0, command[2] & 0xFFFF, command[2] >> 16)
+
+
+def _plain_fill(execution: Execution, command: Command) -> Outcome | None:
+    """COLOR_BLT: rows of bytes from an address on."""
+    depth = BYTES_PER_PIXEL[command[1] >> 24 & 3]
+    x, y, width, height = _bytes_rectangle(command)
+    target = _surface(execution, command[3], command[4], command[1], tiled=0)
+    rect = Rect(x, y, width // depth, height)
+    return execution.start_blit(Blit.fill(target, rect, depth, command[5], rop=command[1] >> 16 & 0xFF))
+
+
+def _plain_copy(execution: Execution, command: Command) -> Outcome | None:
+    """SRC_COPY_BLT: rows of bytes from an address on."""
+    target = _surface(execution, command[3], command[4], command[1], tiled=0)
+    source = _surface(execution, command[6], command[7], command[5], tiled=0)
+    rect = _bytes_rectangle(command)
+    return execution.start_blit(Blit.copy(target, source, rect, 1, rop=command[1] >> 16 & 0xFF))
+
+
+_FAST_DEPTHS: Mapping[int, int] = {0: 1, 1: 2, 3: 4, 4: 8, 5: 16}
+_FAST_TILINGS: Mapping[int, Tiling] = {0: Tiling.LINEAR, 1: Tiling.X, 2: Tiling.Y}
+
+
+def _fast_copy(execution: Execution, command: Command) -> Outcome | None:
+    """XY_FAST_COPY_BLT: depths to 128 bits, tilings in bits 14:13 and 21:20, no raster operation."""
+    depth = _FAST_DEPTHS.get(command[1] >> 24 & 7)
+    tilings = [_FAST_TILINGS.get(command[0] >> shift & 3) for shift in (13, 20)]
+    if depth is None or tilings[0] is None or tilings[1] is None:
+        return execution.fail(f"fast copy {command[0]:#010x} {command[1]:#010x}")
+    surfaces = [
+        Surface(
+            execution.context.ppgtt,
+            command[at] | (command[at + 1] & 0xFFFF) << 32,
+            _signed(pitch) * (1 if tiling is Tiling.LINEAR else 4),
+            tiling,
+        )
+        for at, pitch, tiling in ((4, command[1], tilings[0]), (8, command[7], tilings[1]))
+    ]
+    return execution.start_blit(
+        Blit.copy(
+            surfaces[0],
+            surfaces[1],
+            _rectangle(command[2], command[3]),
+            depth,
+            at=(_signed(command[6]), _signed(command[6] >> 16)),
+        )
+    )
+
+
+_HANDLERS: Mapping[int, tuple[Callable[[Execution, Command], Outcome | None], int]] = {
+    0x40: (_plain_fill, 6),
+    0x42: (_fast_copy, 10),
+    0x43: (_plain_copy, 8),
+    0x50: (_fill, 7),
+    0x53: (_copy, 10),
+}
+"""Opcode -> what to do, and the least number of dwords."""

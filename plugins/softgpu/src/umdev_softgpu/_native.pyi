@@ -1,0 +1,5 @@
+from typing import Any
+
+# cffi's handles are untyped by nature; the modules beside this one wrap them.
+ffi: Any
+lib: Any
