@@ -1,7 +1,6 @@
 """Debian's stock nouveau, with no parameter and no firmware, drives a vGPU."""
 
 import json
-import time
 
 import pytest
 

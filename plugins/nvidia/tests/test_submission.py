@@ -101,9 +101,7 @@ def test_a_remap_moves_components(driver, work):
     work.emit(
         *bind_copy(),
         *remap((2, 1, 4, 6), 1, sources=4, constant_a=0xAB),
-        *copy(
-            SYSTEM, SYSTEM + 8 * PAGE, 16, HEIGHT, source_pitch=64, target_pitch=64, flags=PITCH_LAUNCH | REMAP
-        ),
+        *copy(SYSTEM, SYSTEM + 8 * PAGE, 16, HEIGHT, source_pitch=64, target_pitch=64, flags=PITCH_LAUNCH | REMAP),
     )
     finish(driver, work)
     expected = np.full_like(pixels, 0x77)

@@ -2,8 +2,8 @@
 
 Layout of the instance block (RAMFC) and of USERD: NVIDIA, open-gpu-doc (manuals, dev_ram), and Linux,
 drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): 0x08 the user page, 0x48 the ring's address with log2 of its entries
-in bits 20:16 of the high word; of the user page 0x8c is the put pointer, 0x88 get, 0x44 and 0x60 the address of the next
-command.
+in bits 20:16 of the high word; of the user page 0x8c is the put pointer, 0x88 get, 0x44 and 0x60 the address of the
+next command.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The table of channels at 0x800000 of BAR 0, and the runlists that name them.
 
-Facts: Linux, drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): of a channel's two words the first has bit 31 (bound) and
-the page of its instance block, the second bit 10 (start), 11 (stop) and, to be read, 0 (enabled). A runlist's entries are
-two words: bits 11:0 a channel; with bit 13 the entry begins a group, whose channels follow.
+Facts: Linux, drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): of a channel's two words the first has bit 31 (bound)
+and the page of its instance block, the second bit 10 (start), 11 (stop) and, to be read, 0 (enabled). A runlist's
+entries are two words: bits 11:0 a channel; with bit 13 the entry begins a group, whose channels follow.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the function is, and the mirror of configuration space that the driver uses.
 
-Identity: a Tesla M10 (10de:13bd); the subsystem names the vGPU type. Class 03/02 ("3D controller") keeps firmware and VMM
-from treating it as VGA. Without a PCI Express capability, nouveau leaves the link alone.
-Mirror: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/pci): 0x88000 of BAR 0 is configuration space.
+Identity: a Tesla M10 (10de:13bd); the subsystem names the vGPU type. Class 03/02 ("3D controller") keeps firmware and
+VMM from treating it as VGA. Without a PCI Express capability, nouveau leaves the link alone. Mirror: Linux,
+drivers/gpu/drm/nouveau (nvkm/subdev/pci): 0x88000 of BAR 0 is configuration space.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The copy engine, class B0B5: its methods, its interrupt registers.
 
-Facts: NVIDIA, open-gpu-doc (classes/dma-copy/clb0b5.h); registers: Linux, drivers/gpu/drm/nouveau (nvkm/engine/ce/gk104.c).
+Facts: NVIDIA, open-gpu-doc (classes/dma-copy/clb0b5.h); registers: Linux, drivers/gpu/drm/nouveau
+(nvkm/engine/ce/gk104.c).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ SOURCE_PITCH, TARGET_PITCH, MULTI_LINE, REMAP = 1 << 7, 1 << 8, 1 << 9, 1 << 10
 PHYSICAL = 1 << 12 | 1 << 13
 REDUCTION_UNSIGNED, REDUCTION_ENABLE = 1 << 18, 1 << 19
 SEMAPHORE, PAYLOAD, RENDER_ENABLE, RENDER_MODE = 0x240, 0x248, 0x254, 0x25C
-SOURCE, TARGET, SOURCE_PITCH_BYTES, TARGET_PITCH_BYTES, LINE_LENGTH, LINE_COUNT = 0x400, 0x408, 0x410, 0x414, 0x418, 0x41C
+SOURCE, TARGET, SOURCE_PITCH_BYTES, TARGET_PITCH_BYTES = 0x400, 0x408, 0x410, 0x414
+LINE_LENGTH, LINE_COUNT = 0x418, 0x41C
 CONSTANT_A, CONSTANT_B, COMPONENTS = 0x700, 0x704, 0x708
 TARGET_BLOCKS, SOURCE_BLOCKS = 0x70C, 0x728
 """Six methods each: block size, width, height, depth, layer, origin."""
@@ -95,9 +96,7 @@ class Launch:
             raise LaunchError("components can't be moved between images of blocks")
         return Shuffle(remap, target, source, width, height)
 
-    def _surface(
-        self, address: int, pitch: int, blocks: int, element: int, is_pitch: int
-    ) -> tuple[Surface, int, int]:
+    def _surface(self, address: int, pitch: int, blocks: int, element: int, is_pitch: int) -> tuple[Surface, int, int]:
         """An image, and where the rectangle is in it."""
         space, base = self._execution.space, self._address(address)
         if is_pitch:

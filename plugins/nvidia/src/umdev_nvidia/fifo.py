@@ -1,8 +1,8 @@
 """PFIFO: runlists, channels, and what the driver hears of them.
 
 Facts: Linux, drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): 0x2100 and 0x2140 are its interrupts, of which bits 28
-(memory faults, by unit in 0x259c), 29 (PBDMAs, in 0x25a0) and 30 (runlists, in 0x2a00) are what those registers say, and
-31 is a channel's own. 0x2270 and 0x2274 hand over a runlist; 0x800000 has two words for each channel.
+(memory faults, by unit in 0x259c), 29 (PBDMAs, in 0x25a0) and 30 (runlists, in 0x2a00) are what those registers say,
+and 31 is a channel's own. 0x2270 and 0x2274 hand over a runlist; 0x800000 has two words for each channel.
 """
 
 from __future__ import annotations
@@ -217,5 +217,3 @@ class FifoRegisters(Block["Vgpu"]):
         """Bit 20 until it has happened."""
         busy = any(channel.preempting for channel in self.channels.known.values())
         return self.preempt.value & ~_BUSY | (_BUSY if busy else 0)
-
-

@@ -1,7 +1,7 @@
 """The memory unit's registers: what the driver writes when it changed page tables.
 
-Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/mmu/vmmgf100.c): it waits until bits 23:16 of 0x100c80 are not 0 before it
-asks, and until bit 15 is set after that.
+Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/mmu/vmmgf100.c): it waits until bits 23:16 of 0x100c80 are not 0
+before it asks, and until bit 15 is set after that.
 """
 
 from __future__ import annotations

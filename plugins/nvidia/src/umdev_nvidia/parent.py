@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .vgpu_types import VgpuType
 
 ATTRIBUTES = {
-    "scheduler": "best-effort (default), equal-share or fixed-share, /N for slices of N ms; the first vGPU decides for all",
+    "scheduler": "best-effort (default), equal-share or fixed-share, /N for slices of N ms; one for all vGPUs",
     "vgpu_params": "as in a vGPU's file of that name: frame_rate_limiter=0 or 1 (default), disable_vnc=0 or 1",
 }
 
@@ -86,7 +86,7 @@ class TeslaM10(Parent):
                 self._scheduler = Scheduler(self.sharing.policy(type_.maximum), name=self.name, clock=self._clock)
             elif asked not in (None, self.sharing):
                 raise InvalidArgument(
-                    f"scheduler {asked}: the vGPUs in use share the GPU by {self.sharing}; stop them first, or ask for that"
+                    f"scheduler {asked}: the vGPUs in use share the GPU by {self.sharing}; ask for that, or stop them"
                 )
             return self._scheduler.add_client(str(context.uuid))
 

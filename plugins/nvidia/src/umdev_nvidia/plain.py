@@ -40,6 +40,6 @@ class Plain(Block["Vgpu"]):
     ring_timeouts_58 = Register(0x122358)
     ring_timeouts_b0 = Register(0x1223B0)
     ring_122634 = Register(0x122634)
-    clocks = RegisterArray(0x137000, Register, count=0x260 // 4)
+    clocks = RegisterArray(0x137000, Register, count=0x400 // 4)
     vga_index = Register8(0x6013D4)
     vga_data = Register8(0x6013D5)

@@ -1,7 +1,8 @@
 """The PMU, a small processor of the GPU: the driver loads a program into it and waits until it answers.
 
-Nothing runs here: what is loaded is forgotten, and the mailboxes that the program would set up appear when it is started.
-Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/pmu and its fuc sources): rings at 0x4d0 and 0x4dc, size << 16 | base.
+Nothing runs here: what is loaded is forgotten, and the mailboxes that the program would set up appear when it is
+started. Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/pmu and its fuc sources): rings at 0x4d0 and 0x4dc, size <<
+16 | base.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a channel's ring to methods: ring entries, push buffers, headers.
 
-Formats: NVIDIA, open-gpu-doc (manuals, dev_ram and dev_pbdma; class cla16f.h): an entry of the ring has the address in bits
-39:2 and the length in dwords in bits 62:42; a header has its kind in bits 31:29, count or data in 28:16, subchannel in
-15:13 and the method's dword in 11:0. Each dword is read once.
+Formats: NVIDIA, open-gpu-doc (manuals, dev_ram and dev_pbdma; class cla16f.h): an entry of the ring has the address in
+bits 39:2 and the length in dwords in bits 62:42; a header has its kind in bits 31:29, count or data in 28:16,
+subchannel in 15:13 and the method's dword in 11:0. Each dword is read once.
 """
 
 from __future__ import annotations

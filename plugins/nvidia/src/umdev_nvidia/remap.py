@@ -112,12 +112,12 @@ class Shuffle:
         read = self.source.space.read(source, count * incoming)
         if isinstance(read, Fault):
             return read
-        elements: bytes | Fault = bytes(count * outgoing)
+        written = bytearray(count * outgoing)
         if NO_WRITE in remap.components:
-            elements = self.target.space.read(target, count * outgoing)
-            if isinstance(elements, Fault):
-                return elements
-        written = bytearray(elements)
+            before = self.target.space.read(target, count * outgoing)
+            if isinstance(before, Fault):
+                return before
+            written[:] = before
         for number, component in enumerate(remap.components):
             if component == NO_WRITE:
                 continue

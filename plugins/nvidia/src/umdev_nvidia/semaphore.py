@@ -60,8 +60,5 @@ def reduce(space: Space, address: int, payload: int, operation: int, client: Cli
     Raises: PageFault.
     """
     old = load(space, address, client)
-    if signed:
-        result = REDUCTIONS[operation](_signed(old), _signed(payload))
-    else:
-        result = REDUCTIONS[operation](old, payload)
-    store(space, address, result & MASK, client)
+    read = _signed if signed else int
+    store(space, address, REDUCTIONS[operation](read(old), read(payload)) & MASK, client)

@@ -1,7 +1,8 @@
 """How vGPUs share the engine's time: best effort, equal share, fixed share; one choice for the whole GPU.
 
-Facts: NVIDIA, "Virtual GPU Software User Guide" (changing scheduling behaviour): best effort is the default, slices are 1 to
-30 ms long, by default 2 ms where at most 8 vGPUs fit and 1 ms where more do, and frames are limited by best effort alone.
+Facts: NVIDIA, "Virtual GPU Software User Guide" (changing scheduling behaviour): best effort is the default, slices are
+1 to 30 ms long, by default 2 ms where at most 8 vGPUs fit and 1 ms where more do, and frames are limited by best effort
+alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Sharing:
         if not slash:
             return cls(name)
         if not slice_.isascii() or not slice_.isdecimal() or int(slice_) not in SLICES:
-            raise InvalidArgument(f"scheduler: a slice is {SLICES[0]} to {SLICES[-1]} ms, as in {name}/2, not {slice_!r}")
+            raise InvalidArgument(
+                f"scheduler: a slice is {SLICES[0]} to {SLICES[-1]} ms, as in {name}/2, not {slice_!r}"
+            )
         return cls(name, int(slice_))
 
     def policy(self, slots: int) -> Policy:

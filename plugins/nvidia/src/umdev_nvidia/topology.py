@@ -1,7 +1,7 @@
 """The TOP table: which engines there are, on which runlists, with which interrupt, reset and fault numbers.
 
-Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/top/gk104.c): words with bit 31 set continue an entry; the low two bits
-say what a word holds: 1 address and fault number, 2 engine, runlist, interrupt and reset, 3 the engine's type.
+Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/top/gk104.c): words with bit 31 set continue an entry; the low two
+bits say what a word holds: 1 address and fault number, 2 engine, runlist, interrupt and reset, 3 the engine's type.
 """
 
 from __future__ import annotations

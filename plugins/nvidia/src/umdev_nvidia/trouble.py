@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Client(enum.IntEnum):
-    """Who asked the memory unit; its numbers are hub clients (Linux, drivers/gpu/drm/nouveau, nvkm/engine/fifo/gk104.c)."""
+    """Who asked the memory unit: numbers of hub clients (Linux, drivers/gpu/drm/nouveau, nvkm/engine/fifo/gk104.c)."""
 
     HOST = 0x06
     COPY2 = 0x19

@@ -43,9 +43,7 @@ SCRIPTS = Information("I", 1, Table(0x220, bytes(0x20)))
 PERFORMANCE = Information(
     "P",
     2,
-    Table(
-        0x240, struct.pack("<IIII", 0, MEMORY_TIMINGS.offset, 0, VOLTAGES.offset).ljust(0x40, b"\0")
-    ),
+    Table(0x240, struct.pack("<IIII", 0, MEMORY_TIMINGS.offset, 0, VOLTAGES.offset).ljust(0x40, b"\0")),
 )
 """Where memory timings (at 4) and voltages (at 12) are."""
 

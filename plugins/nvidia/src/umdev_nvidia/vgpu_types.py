@@ -1,7 +1,8 @@
 """The types on offer: names, numbers and description line as a host with NVIDIA's vGPU software shows them.
 
-Table: NVIDIA, "Virtual GPU Software User Guide" (Tesla M10 virtual GPU types); numbers and subsystem ids as public lists of
-mediated device types have them. The series is for what a vGPU is licensed: Q workstation, B desktop, A application.
+Table: NVIDIA, "Virtual GPU Software User Guide" (Tesla M10 virtual GPU types); numbers and subsystem ids as public
+lists of mediated device types have them. The series is for what a vGPU is licensed: Q workstation, B desktop, A
+application.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How the processor reaches video memory: BAR 1 and BAR 3 through page tables, PRAMIN, and PROM with the VBIOS.
 
-Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/bar/gf100.c, nvkm/subdev/instmem/nv50.c, nvkm/subdev/bios/shadowrom.c).
-BAR 1 is bound by 0x1704, BAR 3 ("BAR2" to the driver) by 0x1714: bit 31 on, bits 27:0 the instance block's page.
+Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/bar/gf100.c, nvkm/subdev/instmem/nv50.c,
+nvkm/subdev/bios/shadowrom.c). BAR 1 is bound by 0x1704, BAR 3 ("BAR2" to the driver) by 0x1714: bit 31 on, bits 27:0
+the instance block's page.
 """
 
 from __future__ import annotations
