@@ -13,9 +13,11 @@ EVERYTHING = {
     "umdev_bochs_display",
     "umdev_cli",
     "umdev_edu",
+    "umdev_intel_gvt",
     "umdev_kvm",
     "umdev_mtty",
     "umdev_seven",
+    "umdev_softgpu",
     "umdev_testkit",
     "umdev_vfio_user",
 }

@@ -28,6 +28,8 @@ NAMES = [
     "protect/trap/python",
     "protect/arm",
     "protect/track-scan",
+    "softgpu/fill",
+    "softgpu/copy",
 ]
 
 
@@ -147,7 +149,8 @@ def test_lost_accesses_are_an_error():
         messages._expect_count(5, 15, 10)
 
 
-MEASURED = [name for name in NAMES if not name.startswith("kvm/") or importlib.util.find_spec("umdev_kvm")]
+NEEDED = {"kvm": "umdev_kvm", "softgpu": "umdev_softgpu"}
+MEASURED = [name for name in NAMES if importlib.util.find_spec(NEEDED.get(name.split("/")[0], "umdev"))]
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -19,7 +19,7 @@ GGTT = 8 << 20
 USER, CONTEXT_SWITCH = 1 << 0, 1 << 8
 CSB, CSB_INDEX = 0x40, 0x7C
 RING_PAGES = 4
-SECONDS = 20
+SECONDS = 120
 
 
 def noop(count=1):

@@ -365,6 +365,14 @@ class TestBatches:
         assert re.search(error, attacker.settle(RENDER, vgpu))
         assert attacker.mmio.read32(RENDER + 0xB0) & 1
 
+    def test_the_log_does_not_grow_for_ever(self, attack, caplog):
+        attacker, _ = attack
+        with caplog.at_level("INFO", logger="umdev.intel_gvt"):
+            for _ in range(300):
+                attacker.mmio.write32(PVINFO + 0x804, 1)
+        assert len(caplog.records) == 200
+        assert "last line" in caplog.records[-1].getMessage()
+
     def test_an_error_interrupts_the_driver_that_wants_it(self, attack):
         attacker, _vgpu = attack
         attacker.mmio.write32(RENDER + 0xB4, ~1 & ALL_ONES)
@@ -372,7 +380,7 @@ class TestBatches:
         attacker.go_batch(RENDER, 1 << 29)
         seen = 0
         while not seen & 1 << 3:
-            assert attacker.interrupts.wait(timeout=20)
+            assert attacker.interrupts.wait(timeout=SECONDS)
             seen |= attacker.serve_interrupt().get(0, 0)
         attacker.reset_engine(RENDER)
         attacker.events(RENDER)

@@ -115,3 +115,17 @@ def test_time_is_accounted_by_engine(clock, make):
     shown = vgpu.query("engine_state")
     assert shown["engines"]["render"]["busy_ns"] == shown["busy_ns"] == pytest.approx(0.01e9, rel=0.2)
     assert shown["engines"]["blitter"]["busy_ns"] == 0
+
+
+def test_no_work_is_done_while_the_guest_s_time_stands_still(clock, make):
+    vgpu, driver = make()
+    hog(driver)
+    clock.advance(0.005)
+    vgpu.clock.pause()
+    used = vgpu.client.busy_ns
+    assert used > 0
+    clock.advance(0.005)
+    assert vgpu.client.busy_ns == used
+    vgpu.clock.resume()
+    clock.advance(0.005)
+    assert vgpu.client.busy_ns > used

@@ -9,6 +9,7 @@ from .conftest import (
     GT_BLOCK,
     PAGE,
     RENDER,
+    SECONDS,
     USER,
     batch_end,
     batch_start,
@@ -31,7 +32,7 @@ def test_a_breadcrumb_comes_back_on_every_engine(driver):
         breadcrumb = pipe_control if base == RENDER else flush
         context.emit([*breadcrumb(graphics + 0x200, number), *user_interrupt()])
         driver.submit(context)
-        assert driver.interrupts.wait(timeout=20) >= 1
+        assert driver.interrupts.wait(timeout=SECONDS) >= 1
         events = driver.wait_idle(base)
         assert driver.load(bus + 0x200) == number
         assert events == [(0x01, 0), (0x18, context.identity)]
@@ -47,7 +48,7 @@ def test_the_user_interrupt_is_in_its_engine_s_half(driver):
         seen = 0
         events = []
         while not events or not events[-1][0] & 8:
-            assert driver.interrupts.wait(timeout=20)
+            assert driver.interrupts.wait(timeout=SECONDS)
             seen |= driver.serve_interrupt().get(block, 0)
             events += driver.events(base)
         seen |= driver.serve_interrupt().get(block, 0)

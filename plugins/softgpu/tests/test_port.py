@@ -7,13 +7,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from umdev.device import InvalidArgument
 from umdev_softgpu import (
+    Blit,
+    Budget,
     Fault,
     Format,
     Level,
     Masks,
     MemoryPort,
     Reason,
+    Rect,
     Run,
+    Surface,
     Target,
     api_address,
     get_include,
@@ -184,6 +188,21 @@ def test_translations_are_kept_until_they_are_invalidated(guest, space, tables):
     space.set_root(tables)
     space.write(PAGE, b"newer")
     assert guest.memory[11 * PAGE : 11 * PAGE + 5] == b"newer"
+
+
+def test_neighbours_are_kept_only_until_they_are_invalidated(guest, space):
+    """Entries beside the one asked for may be remembered too: with their own permissions, and no longer than it."""
+    for index, bits in ((8, 3), (9, 1), (11, 3), (16, 3)):
+        map_page(guest, index, 20 + index, bits)
+    Blit.fill(Surface(space, 8 * PAGE, PAGE), Rect(0, 0, 16, 1), 1, 1).step(Budget())
+    assert space.write(9 * PAGE, b"x").reason is Reason.NOT_PERMITTED
+    assert space.read(10 * PAGE, 1).reason is Reason.NOT_PRESENT
+    map_page(guest, 10, 30)
+    assert space.translate(10 * PAGE).address == guest.BASE + 30 * PAGE
+    map_page(guest, 11, 40)
+    space.invalidate()
+    assert space.translate(11 * PAGE).address == guest.BASE + 40 * PAGE
+    assert space.translate(16 * PAGE).address == guest.BASE + 36 * PAGE
 
 
 def test_what_is_not_there_is_not_kept(guest, space):

@@ -340,6 +340,51 @@ def test_blocked_work_is_looked_at_ever_more_rarely_until_it_is_woken():
     assert (semaphore.looks - looks, queue.waiting) == (1, 0)
 
 
+def test_waking_blocked_work_often_does_not_make_it_look_more_often_later():
+    clock, scheduler, _ = make(FairShare())
+    queue = scheduler.add_client("vgpu").add_queue("rcs")
+    looks = []
+
+    class Never:
+        def step(self, budget):
+            looks.append(clock.now_ns)
+            return Step.BLOCKED
+
+    queue.submit(Never())
+    for _ in range(1000):
+        queue.wake()
+        clock.advance(0.00001)
+    clock.advance(1)
+    del looks[:]
+    clock.advance(1)
+    assert len(looks) == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("manual", [True, False])
+def test_a_step_may_end_its_own_queue(manual):
+    """A batch that resets its engine: waiting for itself would be for ever."""
+    clock = ManualClock()
+    scheduler = Scheduler(clock=clock) if manual else Scheduler()
+    client = scheduler.add_client("vgpu")
+    queue = client.add_queue("rcs")
+    ended = threading.Event()
+
+    class Reset:
+        def step(self, budget):
+            assert queue.cancel(wait=True) == [self]
+            assert budget.stopped
+            client.close()
+            ended.set()
+            return Step.MORE
+
+    queue.submit(Reset())
+    if manual:
+        clock.advance(0.01)
+    assert ended.wait(60)
+    assert scheduler.clients == []
+    scheduler.close()
+
+
 def test_blocked_work_lets_the_client_s_other_queues_go_on():
     clock, scheduler, _ = make(FairShare())
     client = scheduler.add_client("vgpu")

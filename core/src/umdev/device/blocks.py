@@ -80,7 +80,7 @@ class Window:
 
     @property
     def view(self) -> memoryview:
-        """The window's bytes, writable, shared with the driver: no lock orders the two sides.
+        """The window's bytes, writable and shared with the driver; no lock orders the two sides.
 
         Raises: StateError on a declaration, or when the device is closed.
         """

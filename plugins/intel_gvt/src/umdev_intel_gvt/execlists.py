@@ -7,7 +7,7 @@ bytes at 0x40 of the status page; the index of the last one written is the dword
 from __future__ import annotations
 
 import enum
-import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from umdev.device import PAGE_SIZE
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .ring import RingRegisters
     from .vgpu import Vgpu
 
-log = logging.getLogger("umdev.intel_gvt")
 CSB_OFFSET = 0x40
 CSB_WRITE_INDEX = 0x7C
 PORT_WRITES = 4
@@ -55,6 +54,8 @@ class EngineState:
         self.memory = GraphicsMemory(vgpu, vgpu.table, vgpu.shadows)
         self.generation = 0
         self.submissions = self.contexts = self.resets = 0
+        self.executed: Counter[str] = Counter()
+        """Commands by name, since the device was made; of a bounded number of kinds."""
         self._port: list[int] = []
         self._elements: list[Descriptor] = []
         self._waiting: list[Descriptor] = []
@@ -187,7 +188,7 @@ class EngineState:
         if fault is None:
             fault = ggtt.write(page + CSB_WRITE_INDEX, slot.to_bytes(4, "little"))
         if fault is not None:
-            self.vgpu.refuse(f"{self.spec.name}: the status page can't be written: {fault}")
+            self.vgpu.refuse(f"an event of {self.spec.name}, whose status page can't be written")
         self.ring.status_buffer[slot].value = entry
         pointer.write_pointer = slot
         self.raise_event(EngineEvent.CONTEXT_SWITCH)
@@ -199,7 +200,7 @@ class EngineState:
     def _stop(self, why: str) -> None:
         """An error: the context stays, EIR says so, and the driver that asked for it hears of it."""
         self.error = why
-        log.info("%s: %s stops: %s", self.vgpu, self.spec.name, why)
+        self.vgpu.say(f"{self.spec.name} stops: {why}")
         self.vgpu.errors += 1
         instruction_error = 1
         self.ring.eir.value |= instruction_error

@@ -6,15 +6,12 @@ Layout: Linux, drivers/gpu/drm/i915/i915_pvinfo.h (interface version 1.0), a pro
 from __future__ import annotations
 
 import enum
-import logging
 from typing import TYPE_CHECKING
 
 from umdev.device import RO, Block, Register, Register16, Register64, RegisterArray
 
 if TYPE_CHECKING:
     from .vgpu import Vgpu  # noqa: F401  # the type in Block["Vgpu"]
-
-log = logging.getLogger("umdev.intel_gvt")
 
 PVINFO_BASE = 0x78000
 PVINFO_SIZE = 0x1000
@@ -71,7 +68,7 @@ class PvInfo(Block["Vgpu"]):
     @display_ready.on_write
     def ready(self, value: int) -> None:
         """i915 writes 1 at the end of its probe."""
-        log.info("%s: the driver says that its display is %s", self.device, "ready" if value & 1 else "not ready")
+        self.device.say(f"the driver says that its display is {'ready' if value & 1 else 'not ready'}")
 
     @notify.on_write
     def notified(self, value: int) -> None:

@@ -49,6 +49,7 @@ class Vgpu(Device):
     """The driver has read the magic of PVINFO."""
     interrupt_level = State(lambda: False)
     messages_sent = State(lambda: 0, keep=True)
+    lines_logged = State(lambda: 0, save=False)
     errors = State(lambda: 0, keep=True)
     """How often an engine stopped by an error."""
     refused: State[Counter[str]] = State(Counter, save=False)
@@ -74,6 +75,8 @@ class Vgpu(Device):
         modes = SHADOW_MODES[self.context.attributes.get("shadow", "off")]
         self.shadows = ShadowTables(self.memory, modes) if modes else None
         self.pinned = PinnedPages(self.memory)
+        self._opened_ns = self.clock.now_ns
+        self._forget_clock = self.clock.watch(self._time_changed)
         self.table.install(self)
         self.aperture.install(self)
         self.memory_of_driver = GraphicsMemory(self, self.table)
@@ -99,6 +102,7 @@ class Vgpu(Device):
         pvinfo.fence_count.value = len(self.registers.fences.fence)
 
     def on_close(self) -> None:
+        self._forget_clock()
         self.client.close()
         for engine in self.engines:
             engine.close()
@@ -109,6 +113,13 @@ class Vgpu(Device):
         self.pinned.unmapped(mapping.iova, mapping.end)
         if self.shadows is not None:
             self.shadows.unmapped(mapping.iova, mapping.end)
+
+    def _time_changed(self) -> None:
+        """While the guest's time stands still, none of its work begins another step."""
+        if self.clock.paused:
+            self.client.pause()
+        else:
+            self.client.resume()
 
     def engine_at(self, base: int) -> EngineState:
         """The engine whose registers begin at an offset."""
@@ -126,6 +137,14 @@ class Vgpu(Device):
         for engine in self.engines:
             engine.memory.forget()
 
+    def say(self, what: str) -> None:
+        """Log something that the guest caused: so many lines, and no more, since it may cause them for ever."""
+        if self.lines_logged < LINES_LOGGED:
+            self.lines_logged += 1
+            log.info(
+                "%s: %s%s", self, what, "" if self.lines_logged < LINES_LOGGED else " (the last line of this vGPU)"
+            )
+
     def refuse(self, what: str) -> None:
         """Something that a well-behaved driver does not do has come to nothing: count it."""
         if len(self.refused) < REFUSALS_KEPT or what in self.refused:
@@ -133,15 +152,18 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """Utilisation, submissions and errors of each engine; graphics memory; what was refused."""
+        """Of each engine: utilisation since the vGPU was made, submissions, errors; memory; what was refused."""
+        elapsed = max(1, self.clock.now_ns - self._opened_ns)
         return {
             "engines": {
                 engine.spec.name: {
                     "busy_ns": engine.queue.busy_ns,
+                    "utilisation": round(engine.queue.busy_ns / elapsed, 4),
                     "submissions": engine.submissions,
                     "contexts": engine.contexts,
                     "resets": engine.resets,
                     "error": engine.error,
+                    "commands": dict(engine.executed),
                 }
                 for engine in self.engines
             },
@@ -161,5 +183,6 @@ class Vgpu(Device):
         }
 
 
+LINES_LOGGED = 200
 REFUSALS_KEPT = 64
 """Kinds of refusals that are told apart."""

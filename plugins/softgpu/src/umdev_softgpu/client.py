@@ -54,6 +54,8 @@ class Queue:
         """For the scheduler: whether it is in its client's round."""
         self.look_ns = FIRST_LOOK_NS
         """For the scheduler: how long to wait before the next look at blocked work."""
+        self.look_at: int | None = None
+        """For the scheduler: when that is."""
 
     def submit(self, job: Job) -> None:
         """Run the job after those submitted before. Never runs anything itself.

@@ -64,6 +64,7 @@ class Scheduler:
         self._blocked: list[tuple[int, int, Queue]] = []  # a heap of looks at blocked work
         self._sequence = itertools.count()
         self._running: tuple[Client, int] | None = None  # and when its step began
+        self._runner = 0  # the thread that runs it
         self._thread: threading.Thread | None = None
         self._closed = False
         self._forget: Callable[[], None] = lambda: None
@@ -143,8 +144,8 @@ class Scheduler:
             running = queue.running
             if running is not None:
                 running.stop()
-            if wait and threading.current_thread() is not self._thread:
-                self._changed.wait_for(lambda: queue.running is not running or running is None)
+            if wait and running is not None and self._runner != threading.get_ident():
+                self._changed.wait_for(lambda: queue.running is not running)
         return dropped
 
     def look(self) -> None:
@@ -177,8 +178,7 @@ class Scheduler:
         now = self.clock.now_ns
         if not client.round and not (self._running and self._running[0] is client):
             self.policy.wake(client, now)
-        queue.ready = True
-        client.round.append(queue)
+        self._join_round(queue)
         if self._running is not None:
             running, started = self._running
             if running is not client and self.policy.preempts(client, running, now - started):
@@ -187,10 +187,15 @@ class Scheduler:
                         other.running.expire()
         self._changed.notify_all()
 
+    def _join_round(self, queue: Queue) -> None:
+        queue.ready = True
+        queue.look_at = None
+        queue.client.round.append(queue)
+
     def _look_at_blocked(self, now: int) -> None:
         while self._blocked and self._blocked[0][0] <= now:
-            queue = heapq.heappop(self._blocked)[2]
-            if queue.pending:
+            due, _, queue = heapq.heappop(self._blocked)
+            if queue.look_at == due and queue.pending:  # else it was woken meanwhile
                 self._make_ready(queue)
 
     def _next(self, now: int) -> tuple[Turn, int]:
@@ -262,12 +267,13 @@ class Scheduler:
         job = queue.pending[0]
         queue.running = budget
         self._running = client, started
+        self._runner = threading.get_ident()
         self._changed.release()
         outcome = Step.DONE
         failed = False
         try:
             outcome = job.step(budget)
-        except Exception:  # a model's mistake ends its own work, not everybody's
+        except (Exception, SystemExit):  # a model's mistake ends its own work, not everybody's
             failed = True
             log.exception("%s: a job of %s/%s failed", self.name, client.name, queue.name)
         finally:
@@ -292,7 +298,8 @@ class Scheduler:
 
     def _go_on(self, queue: Queue, outcome: Step, now: int) -> None:
         if outcome is Step.BLOCKED:
-            heapq.heappush(self._blocked, (now + queue.look_ns, next(self._sequence), queue))
+            queue.look_at = now + queue.look_ns
+            heapq.heappush(self._blocked, (queue.look_at, next(self._sequence), queue))
             queue.look_ns = min(2 * queue.look_ns, LAST_LOOK_NS)
             return
         queue.look_ns = FIRST_LOOK_NS
@@ -300,5 +307,4 @@ class Scheduler:
             queue.pending.popleft()
             queue.jobs += 1
         if queue.pending:
-            queue.ready = True
-            queue.client.round.append(queue)
+            self._join_round(queue)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages, protect
+from . import kvm, memory, messages, protect, softgpu
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -23,6 +23,8 @@ ROWS = (
     Row("protect/trap/python", 1.5, protect.trap_python),
     Row("protect/arm", 1.2, protect.arm),
     Row("protect/track-scan", 1.2, protect.track_scan),
+    Row("softgpu/fill", 2.0, softgpu.fill),
+    Row("softgpu/copy", 2.0, softgpu.copy),
 )
 
 

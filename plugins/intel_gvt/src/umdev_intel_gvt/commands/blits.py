@@ -91,6 +91,28 @@ def _copy(execution: Execution, command: Command) -> Outcome | None:
     )
 
 
+def _bytes_rectangle(command: Command) -> Rect:
+    """Dword 2 of the commands without coordinates: rows in its upper half, bytes of a row in the lower one."""
+    return Rect(0, 0, command[2] & 0xFFFF, command[2] >> 16)
+
+
+def _plain_fill(execution: Execution, command: Command) -> Outcome | None:
+    """COLOR_BLT: rows of bytes from an address on."""
+    depth = BYTES_PER_PIXEL[command[1] >> 24 & 3]
+    x, y, width, height = _bytes_rectangle(command)
+    target = _surface(execution, command[3], command[4], command[1], tiled=0)
+    rect = Rect(x, y, width // depth, height)
+    return execution.start_blit(Blit.fill(target, rect, depth, command[5], rop=command[1] >> 16 & 0xFF))
+
+
+def _plain_copy(execution: Execution, command: Command) -> Outcome | None:
+    """SRC_COPY_BLT: rows of bytes from an address on."""
+    target = _surface(execution, command[3], command[4], command[1], tiled=0)
+    source = _surface(execution, command[6], command[7], command[5], tiled=0)
+    rect = _bytes_rectangle(command)
+    return execution.start_blit(Blit.copy(target, source, rect, 1, rop=command[1] >> 16 & 0xFF))
+
+
 _FAST_DEPTHS: Mapping[int, int] = {0: 1, 1: 2, 3: 4, 4: 8, 5: 16}
 _FAST_TILINGS: Mapping[int, Tiling] = {0: Tiling.LINEAR, 1: Tiling.X, 2: Tiling.Y}
 
@@ -122,7 +144,9 @@ def _fast_copy(execution: Execution, command: Command) -> Outcome | None:
 
 
 _HANDLERS: Mapping[int, tuple[Callable[[Execution, Command], Outcome | None], int]] = {
+    0x40: (_plain_fill, 6),
     0x42: (_fast_copy, 10),
+    0x43: (_plain_copy, 8),
     0x50: (_fill, 7),
     0x53: (_copy, 10),
 }

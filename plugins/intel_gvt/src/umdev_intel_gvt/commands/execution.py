@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from umdev_softgpu import Fault, Step
 
 from . import blits, memory_interface, render
+from .names import name
 from .outcome import Outcome
 from .register_access import CommandRegisters
 from .stream import Batch, Limited, Ring, Stream
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..execlists import EngineState
     from ..interrupt_tree import EngineEvent
 
+PASSED = "without effect"
+"""How commands are counted that are passed over: no-operations, and state of pipelines that do not exist."""
 DEEPEST = 3
 """A ring, a batch, and a second-level batch."""
 COMMAND_COST = 16384
@@ -82,12 +85,14 @@ class Execution:
             passed = stream.passed
             taken = stream.take()
             budget.spend(4 * (stream.passed - passed))
+            self.engine.executed[PASSED] += stream.passed - passed
             if isinstance(taken, Fault):
                 return self.fail(f"commands can't be read: {taken}")
             command = taken
         if not command:
             return self._ended(stream)
         self.header = command[0]
+        self.engine.executed[name(command[0])] += 1
         budget.spend(COMMAND_COST + 4 * len(command))
         outcome = HANDLERS[command[0] >> 29](self, command)
         if outcome is Outcome.BLOCKED:

@@ -102,7 +102,8 @@ typedef struct softgpu_run {
 /* ---- budgets ---- */
 
 /* How much a step may do. `units` is bytes moved, plus whatever the model charges for its commands; the last piece of
- * work may take it below 0. Any thread may set `stop` (it is over) or move `deadline_ns` (somebody waits): atomically. */
+ * work may take it below 0. Any thread may set `stop` (it is over) or move `deadline_ns` (somebody
+ * waits), atomically. */
 typedef struct softgpu_budget {
     int64_t units;
     uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */

@@ -163,6 +163,14 @@ static int window_walk(window *w, section *s, uint64_t address, uint8_t **host, 
     return result ? fault_set(fault, result, address, w->needed, 0, run.address) : SOFTGPU_OK;
 }
 
+static void window_keep(window *w, uint64_t page, uint8_t *host, uint64_t length)
+{
+    unsigned slot = page % KEPT;
+    w->kept[slot].page = page + 1;
+    w->kept[slot].host = host;
+    w->kept[slot].length = length;
+}
+
 /* A pointer to `address` and how far it goes, up to `wanted` or a little more. */
 static int window_find(window *w, section *s, uint64_t address, uint64_t wanted, uint8_t **host, uint64_t *length,
                        softgpu_fault *fault)
@@ -184,16 +192,18 @@ static int window_find(window *w, section *s, uint64_t address, uint64_t wanted,
         return result == BY_MESSAGE ? result : window_walk(w, s, address, host, length, fault);
     /* Long stretches move faster: join pages that follow each other in this process too. */
     while (reach - offset < wanted && reach < SECTION_BYTES) {
+        uint64_t following = address - offset + reach;
         uint8_t *next;
         uint64_t more;
-        if (address - offset + reach < address || window_walk(w, s, address - offset + reach, &next, &more, NULL) ||
-            next != first + reach)
+        if (following < address || following % PAGE || window_walk(w, s, following, &next, &more, NULL))
             break;
+        if (next != first + reach) {
+            window_keep(w, following / PAGE, next, more); /* it is asked for next */
+            break;
+        }
         reach += more;
     }
-    w->kept[slot].page = page + 1;
-    w->kept[slot].host = first;
-    w->kept[slot].length = reach;
+    window_keep(w, page, first, reach);
     *host = first + offset;
     *length = reach - offset;
     return SOFTGPU_OK;
@@ -225,7 +235,7 @@ static void job_open(job *j, softgpu_blit *blit)
     j->brush_row = -1;
     static const uint8_t constant[2][1] = {{0}, {0xFF}};
     if (j->rop == 0x00 || j->rop == 0xFF)
-        pattern_set(&j->brush, constant[j->rop & 1], 1, j->p.row_bytes);
+        pattern_set(&j->brush, constant[j->rop & 1], 1, j->p.row_bytes); /* blackness and whiteness */
     else if (!(blit->flags & SOFTGPU_BRUSH))
         pattern_set(&j->brush, blit->color, blit->pixel_bytes, j->p.row_bytes);
     if (j->masked)
@@ -267,25 +277,18 @@ static void draw(job *j, uint8_t *target, const uint8_t *source, uint64_t length
         memmove(target, source, length);
         return;
     }
-    const uint8_t *brush = brush_at(j, x, y);
-    bool fill = !j->reads_source && !j->reads_target;
-    if (fill && j->brush.uniform && j->rop != 0x0F) {
-        memset(target, *brush, length);
+    if (!j->reads_source && !j->reads_target && j->rop != 0x0F) {
+        pattern_fill(&j->brush, brush_at(j, x, y), target, length);
         return;
     }
     uint8_t copy[PIECE];
     while (length) {
         uint32_t part = (uint32_t)(length < PIECE ? length : PIECE);
-        brush = brush_at(j, x, y);
-        if (fill && j->rop == 0xF0) {
-            memcpy(target, brush, part);
-        } else {
-            const uint8_t *from = j->reads_source ? source : NULL;
-            if (from && overlap(target, from, part))
-                from = memcpy(copy, from, part);
-            const uint8_t *mask = j->masked ? j->mask.bytes + phase(x, j->mask.period) : NULL;
-            raster(target, from, brush, mask, part, j->rop);
-        }
+        const uint8_t *from = j->reads_source ? source : NULL;
+        if (from && overlap(target, from, part))
+            from = memcpy(copy, from, part);
+        const uint8_t *mask = j->masked ? j->mask.bytes + phase(x, j->mask.period) : NULL;
+        raster(target, from, brush_at(j, x, y), mask, part, j->rop);
         target += part;
         source = source ? source + part : NULL;
         x += part;

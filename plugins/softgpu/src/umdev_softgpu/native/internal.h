@@ -84,6 +84,8 @@ typedef struct pattern {
     uint8_t bytes[PIECE + PERIOD_MAX];
 } pattern;
 HIDDEN void pattern_set(pattern *p, const uint8_t *bytes, uint32_t period, uint64_t length);
+/* Store the pattern, from the phase on that its byte 0 has been moved to (`from` points into its bytes). */
+HIDDEN void pattern_fill(const pattern *p, const uint8_t *from, uint8_t *target, uint64_t length);
 /* target = rop(brush, source, target), bits outside of `mask` excepted (NULL: none). At most PIECE bytes; `source` does
  * not overlap `target`, and may be NULL where the operation does not look at it. */
 HIDDEN void raster(uint8_t *target, const uint8_t *source, const uint8_t *brush, const uint8_t *mask, uint32_t length,

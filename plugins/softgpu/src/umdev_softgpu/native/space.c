@@ -3,7 +3,11 @@
 
 #include <stdlib.h>
 
-enum { SETS = 128, WAYS = 2 };
+enum {
+    SETS = 128,
+    WAYS = 2,
+    GROUP = 8 /* entries that are looked at together: a cache line of them */
+};
 
 /* A page that was found. `generation` tells whether it still counts. */
 typedef struct translation {
@@ -14,6 +18,14 @@ typedef struct translation {
     uint8_t shift;
     bool writable;
 } translation;
+
+/* The table that the last walk ended in: the next page's entry is likely in it too. */
+typedef struct last_table {
+    uint64_t region; /* the bits of the address above those that the table covers */
+    uint64_t generation;
+    softgpu_run table;
+    uint32_t level;
+} last_table;
 
 struct softgpu_space {
     softgpu_port *port;
@@ -30,6 +42,7 @@ struct softgpu_space {
     pthread_mutex_t lock;        /* held for a few loads and stores only */
     bool rooted;
     softgpu_run root;
+    last_table last_table;
     uint8_t turn[SETS]; /* the way that goes next */
     translation kept[SETS][WAYS];
 };
@@ -149,8 +162,21 @@ static translation *set_of(softgpu_space *space, uint64_t page)
     return space->kept[(page ^ (page >> 7) ^ (page >> 14)) % SETS];
 }
 
+static uint64_t region_of(const softgpu_space *space, uint64_t address, uint32_t level)
+{
+    uint32_t bits = space->format.level[level].shift + space->format.level[level].bits;
+    return bits < 64 ? address >> bits : 0;
+}
+
+/* Where a walk may begin. */
+typedef struct beginning {
+    softgpu_run root;
+    last_table last;
+    bool rooted;
+} beginning;
+
 /* What is remembered of a page; else where the walk begins. */
-static bool recall(softgpu_space *space, uint64_t page, translation *ret, softgpu_run *root, bool *rooted)
+static bool recall(softgpu_space *space, uint64_t page, translation *ret, beginning *begin)
 {
     translation *set = set_of(space, page);
     bool found = false;
@@ -162,20 +188,29 @@ static bool recall(softgpu_space *space, uint64_t page, translation *ret, softgp
             found = true;
         }
     }
-    *root = space->root;
-    *rooted = space->rooted;
+    if (!found)
+        *begin = (beginning){.root = space->root, .last = space->last_table, .rooted = space->rooted};
     pthread_mutex_unlock(&space->lock);
     return found;
 }
 
-/* `entry->generation` is that of the walk's beginning: what was invalidated meanwhile is never found. */
-static void remember(softgpu_space *space, const translation *entry)
+/* `generation` is that of the walk's beginning: what was invalidated meanwhile is never found. */
+static void remember(softgpu_space *space, const translation *entries, unsigned count, const last_table *last)
 {
-    translation *set = set_of(space, entry->page);
     pthread_mutex_lock(&space->lock);
-    uint8_t *turn = &space->turn[(size_t)(set - space->kept[0]) / WAYS];
-    set[*turn] = *entry;
-    *turn = (uint8_t)((*turn + 1) % WAYS);
+    for (unsigned i = 0; i < count; i++) {
+        translation *set = set_of(space, entries[i].page);
+        uint8_t *turn = &space->turn[(size_t)(set - space->kept[0]) / WAYS];
+        unsigned way = 0;
+        while (way < WAYS && set[way].page != entries[i].page)
+            way++; /* one that is outdated makes room for its successor */
+        if (way == WAYS) {
+            way = *turn;
+            *turn = (uint8_t)((way + 1) % WAYS);
+        }
+        set[way] = entries[i];
+    }
+    space->last_table = *last;
     pthread_mutex_unlock(&space->lock);
 }
 
@@ -200,9 +235,10 @@ static int entry_read(softgpu_space *space, section *s, const softgpu_run *at, u
 
 /* Levels only grow, so this ends however the guest links its tables. */
 static int descend(softgpu_space *space, section *s, uint64_t address, softgpu_run table, uint32_t level,
-                   translation *ret, softgpu_fault *fault)
+                   translation *ret, last_table *last, softgpu_fault *fault)
 {
     const softgpu_level *shape = &space->format.level[level];
+    const uint64_t first = table.address;
     uint64_t index = (address >> shape->shift) & ((1ull << shape->bits) - 1);
     table.address += index * shape->stride;
     table.length = shape->bytes;
@@ -225,43 +261,88 @@ static int descend(softgpu_space *space, section *s, uint64_t address, softgpu_r
             ret->target = entry->target;
             ret->shift = (uint8_t)entry->shift;
             ret->writable = entry->writable != 0;
+            *last = (last_table){.region = region_of(space, address, level), .generation = ret->generation,
+                                 .table = {.target = table.target, .address = first}, .level = level};
             return SOFTGPU_OK;
         }
         if (entry->kind == SOFTGPU_TABLE && entry->level > level && entry->level < space->format.levels &&
             entry->target < SOFTGPU_TARGETS)
             result = descend(space, s, address,
                              (softgpu_run){.target = entry->target, .address = entry->address}, entry->level, ret,
-                             fault);
+                             last, fault);
         else
             result = fault_set(fault, SOFTGPU_BAD_TABLE, address, READ, level, table.address);
     }
+    if (entries[1].kind != SOFTGPU_NONE)
+        last->generation = 0; /* which of two tables it is differs from page to page */
     return result;
+}
+
+/* The pages beside one that was found, where their entries lie beside its own and say as simply what they are: whoever
+ * asked for it is likely to ask for them. entries[0] is the page itself; returns how many there are. */
+static unsigned look_around(softgpu_space *space, section *s, uint64_t address, const last_table *last,
+                            translation entries[GROUP])
+{
+    const softgpu_level *shape = &space->format.level[last->level];
+    uint64_t index = (address >> shape->shift) & ((1ull << shape->bits) - 1);
+    uint64_t start = index & ~(uint64_t)(GROUP - 1);
+    unsigned count = 1;
+    uint8_t *host;
+    uint64_t length;
+    softgpu_run group = last->table;
+    group.address += start * shape->stride;
+    group.length = GROUP * 8;
+    if (!s || last->generation == 0 || shape->stride != 8 || shape->bytes != 8 || shape->shift != 12 ||
+        entries[0].shift != 12 || ((1ull << shape->bits) - start) < GROUP ||
+        section_reach(s, &group, READ, &host, &length) || length < group.length || (uintptr_t)host % 8)
+        return count;
+    for (unsigned i = 0; i < GROUP; i++) {
+        softgpu_entry decoded[2] = {{.kind = SOFTGPU_NONE}, {.kind = SOFTGPU_NONE}};
+        if (start + i == index)
+            continue;
+        space->decode(space->context, last->level,
+                      __atomic_load_n((const uint64_t *)(const void *)host + i, __ATOMIC_ACQUIRE), decoded);
+        if (decoded[0].kind != SOFTGPU_PAGE || decoded[1].kind != SOFTGPU_NONE || decoded[0].shift != 12 ||
+            decoded[0].target >= SOFTGPU_TARGETS)
+            continue;
+        entries[count++] = (translation){.page = entries[0].page - index + start + i,
+                                         .generation = entries[0].generation,
+                                         .base = decoded[0].address & ~(uint64_t)(PAGE - 1),
+                                         .target = decoded[0].target, .shift = 12,
+                                         .writable = decoded[0].writable != 0};
+    }
+    return count;
 }
 
 static int walk_paged(softgpu_space *space, section *s, uint64_t address, uint32_t needed, softgpu_run *ret,
                       softgpu_fault *fault)
 {
-    translation found;
-    softgpu_run root;
-    bool rooted;
+    translation around[GROUP];
+    translation *const found = around;
+    beginning begin;
     uint64_t page = address / PAGE;
-    if (!recall(space, page, &found, &root, &rooted)) {
-        if (UNLIKELY(!rooted))
+    if (!recall(space, page, found, &begin)) {
+        if (UNLIKELY(!begin.rooted))
             return fault_set(fault, SOFTGPU_NOT_PRESENT, address, needed, 0, 0);
-        found.page = page;
-        int result = descend(space, s, address, root, 0, &found, fault);
+        found->page = page;
+        int result = SOFTGPU_NOT_PRESENT;
+        if (begin.last.generation == found->generation &&
+            begin.last.region == region_of(space, address, begin.last.level))
+            result = descend(space, s, address, begin.last.table, begin.last.level, found, &begin.last, NULL);
+        if (result) /* from the root: only there another table may lead on, and a fault is told in full */
+            result = descend(space, s, address, begin.root, 0, found, &begin.last, fault);
         if (UNLIKELY(result)) {
             if (fault)
                 fault->write = (needed & WRITE) != 0;
             return result;
         }
-        remember(space, &found);
+        remember(space, around, look_around(space, s, address, &begin.last, around), &begin.last);
     }
-    uint64_t offset = address & ((1ull << found.shift) - 1);
-    if (UNLIKELY((needed & WRITE) && !found.writable))
-        return fault_set(fault, SOFTGPU_NOT_PERMITTED, address, needed, 0, found.base + offset);
-    *ret = (softgpu_run){.address = found.base + offset, .length = (1ull << found.shift) - offset,
-                         .target = found.target, .writable = found.writable};
+    uint64_t offset = address & ((1ull << found->shift) - 1);
+    if (UNLIKELY((needed & WRITE) && !found->writable))
+        return fault_set(fault, SOFTGPU_NOT_PERMITTED, address, needed, 0, found->base + offset);
+    *ret = (softgpu_run){.address = found->base + offset, .length = (1ull << found->shift) - offset,
+                         .target = found->target, .writable = found->writable};
     return SOFTGPU_OK;
 }
 

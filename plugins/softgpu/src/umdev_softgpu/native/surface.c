@@ -1,7 +1,17 @@
 /* softgpu: how pixels lie in memory. */
 #include "internal.h"
 
-enum { TILE = 4096, X_WIDTH = 512, X_ROWS = 8, Y_WIDTH = 128, Y_ROWS = 32, COLUMN = 16, GOB = 512, GOB_WIDTH = 64, GOB_ROWS = 8 };
+enum {
+    TILE = 4096,
+    X_WIDTH = 512,
+    X_ROWS = 8,
+    Y_WIDTH = 128,
+    Y_ROWS = 32,
+    COLUMN = 16,
+    GOB = 512,
+    GOB_WIDTH = 64,
+    GOB_ROWS = 8
+};
 
 bool surface_valid(const softgpu_surface *surface)
 {
