@@ -8,7 +8,6 @@ next command.
 
 from __future__ import annotations
 
-import logging
 import struct
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from .trouble import HostError, LaunchError
     from .vgpu import Vgpu
 
-log = logging.getLogger("umdev.nvidia")
 GRAPHICS_RUNLIST = 0
 PUT, GET, ADDRESS_LOW, ADDRESS_HIGH = 0x8C, 0x88, 0x44, 0x60
 _USERD, _RING = 0x08, 0x48
@@ -32,7 +30,10 @@ _PAIR = struct.Struct("<II")
 
 
 class Channel:
-    """All but `step`, and what that calls, is called with the device lock held."""
+    """All but `step`, and what that calls, is called with the device lock held.
+
+    A channel is what its instance block said when it first ran after a bind; a fault ends it until the next bind.
+    """
 
     def __init__(self, vgpu: Vgpu, number: int, queue: Queue) -> None:
         self.vgpu, self.number, self.queue = vgpu, number, queue
@@ -47,7 +48,6 @@ class Channel:
         self._userd = 0
         self._queued = False
         self._preempted = False
-        self.methods = 0
 
     # What the driver does.
 
@@ -168,7 +168,7 @@ class Channel:
         assert execution.fault is not None
         assert self.instance is not None
         self.killed = True
-        log.info("%s: channel %d ends: %s", self.vgpu, self.number, execution.fault)
+        self.vgpu.say(f"channel {self.number} ends: {execution.fault}")
         self.vgpu.registers.fifo.report_fault(self, execution.fault)
 
     # What its execution uses: the scheduler's thread, without the device lock.
@@ -211,8 +211,8 @@ class Channel:
 
     def report_launch_error(self, error: LaunchError) -> None:
         """A launch was passed over."""
-        log.info("%s: channel %d: %s", self.vgpu, self.number, error)
         with self.vgpu.locked():
+            self.vgpu.say(f"channel {self.number}: {error}")
             self.vgpu.refuse("copy engine launch")
             self.vgpu.registers.copy_engine.raise_launch_error()
 

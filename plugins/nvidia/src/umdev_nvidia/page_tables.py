@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from umdev_softgpu import MemoryPort, Space
 
 ADDRESS_BITS = 40
-FORMAT = Format((Level(27, 13, 8), Level(12, 15, 8), Level(17, 10, 8)), ADDRESS_BITS)
+LEVELS = (Level(27, 13, 8), Level(12, 15, 8), Level(17, 10, 8))
 DECODER = Decoder(int(ffi.cast("uintptr_t", ffi.addressof(lib, "nv_decode"))))
 _DIRECTORY = 0x200
 _PAIR = struct.Struct("<QQ")
@@ -43,7 +43,7 @@ def tables_of(vram: Space, instance: int) -> Tables | Fault:
 
 
 def address_space(port: MemoryPort, tables: Tables) -> Space:
-    """Addresses as they are behind the tables."""
-    space = port.paged(FORMAT, DECODER)
+    """Addresses as they are behind the tables; a limit counts as the next power of two."""
+    space = port.paged(Format(LEVELS, min(tables.limit.bit_length(), ADDRESS_BITS)), DECODER)
     space.set_root(tables.address, tables.target)
     return space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from umdev.device import DeviceContext
     from umdev_softgpu import Client
 
+log = logging.getLogger("umdev.nvidia")
+LINES_LOGGED = 200
 REFUSALS_KEPT = 64
 """Kinds of refusals that are told apart."""
 
@@ -30,6 +33,7 @@ class Vgpu(Device):
     registers = MemoryBar(0, Registers, size=MMIO_SIZE)
     bar1 = MemoryBar(1, MemoryWindowBlock, size=BAR1_SIZE, width=64, prefetchable=True)
     bar3 = MemoryBar(3, MemoryWindowBlock, size=BAR3_SIZE, width=64, prefetchable=True)
+    lines_logged = State(lambda: 0, save=False)
     refused: State[Counter[str]] = State(Counter, save=False)
 
     def __init__(self, context: DeviceContext, megabytes: int, client: Client) -> None:
@@ -42,6 +46,8 @@ class Vgpu(Device):
         super().__init__(context)
 
     def on_open(self) -> None:
+        self._opened_ns = self.clock.now_ns
+        self._forget_clock = self.clock.watch(self._time_changed)
         self._open_port()
         self.pramin.install(self)
         self.bar1_window.install(self, 1, BAR1_SIZE)
@@ -60,6 +66,7 @@ class Vgpu(Device):
         self.registers.framebuffer.fill(self.megabytes)
 
     def on_close(self) -> None:
+        self._forget_clock()
         self.client.close()
         self.port.close()
 
@@ -74,12 +81,26 @@ class Vgpu(Device):
         if found is not None:
             found.kick()
 
+    def _time_changed(self) -> None:
+        """While the guest's time stands still, none of its work begins another step."""
+        if self.clock.paused:
+            self.client.pause()
+        else:
+            self.client.resume()
+
     def forget_translations(self) -> None:
         """The driver changed page tables, or may have. The device lock is held."""
         self.bar1_window.forget()
         self.bar3_window.forget()
         for channel in self.registers.fifo.channels.known.values():
             channel.forget_translations()
+
+    def say(self, what: str) -> None:
+        """Log something that the guest caused: so many lines, and no more, since it may cause them for ever."""
+        if self.lines_logged < LINES_LOGGED:
+            self.lines_logged += 1
+            last = " (the last line of this vGPU)" if self.lines_logged == LINES_LOGGED else ""
+            log.info("%s: %s%s", self, what, last)
 
     def refuse(self, what: str) -> None:
         """Something that a well-behaved driver does not do has come to nothing: count it. The device lock is held."""
@@ -92,6 +113,7 @@ class Vgpu(Device):
         known = self.registers.fifo.channels.known
         return {
             "busy_ns": self.client.busy_ns,
+            "utilisation": round(self.client.busy_ns / max(1, self.clock.now_ns - self._opened_ns), 4),
             "frame_rate": self.client.frame_rate,
             "megabytes": self.megabytes,
             "channels": {
