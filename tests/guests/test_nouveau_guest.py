@@ -10,8 +10,9 @@ TYPES = {"full": ("nvidia-39", 1024), "bookworm": ("nvidia-36", 512)}
 """By kernel: the type, and its frame buffer in MiB."""
 COPIES = 20
 TROUBLE = r"using CPU for buffer copies|failed to create|timeout|BUG:|WARNING:|Oops"
-COPIED = {"copies": str(COPIES), "failed": "0", "wrong": "0"}
-MOVED = {"there": "0", "back": "0", "waited": "0", "in-vram": "1", "wrong-there": "0", "wrong-back": "0"}
+COPIED = {"copies": str(COPIES), "failed": "0", "waited": "0", "wrong": "0"}
+MOVED = {"failed": "0", "first": "4", "there": "2", "back": "4", "wrong-there": "0", "wrong-back": "0"}
+"""Domains: 2 is video memory, 4 the system's."""
 FAULTED = {"first": "0", "waited": "0", "killed": "1", "untouched": "1"}
 
 

@@ -31,6 +31,10 @@ class Method(NamedTuple):
     data: int
 
 
+NOTHING = Method(0, 0x08, 0)
+"""The host's no-operation: what a stretch without methods comes to."""
+
+
 class Pusher:
     """One channel's way through its ring. Not two threads at once."""
 
@@ -40,9 +44,10 @@ class Pusher:
         self.get = 0
         """The entry that is next."""
         self.address = 0
-        """Where the push buffer goes on; 0 between two."""
+        """Where the push buffer goes on."""
         self.last = 0
         """Where the last push buffer ended."""
+        self._began = False
         self._left = 0  # dwords of it that were not fetched
         self._words: tuple[int, ...] = ()
         self._at = 0
@@ -52,13 +57,13 @@ class Pusher:
         """An entry has come to its end since somebody last looked."""
 
     def take(self, put: int) -> Method | None:
-        """The next method; None when the ring is empty up to `put`.
+        """The next method; None when the ring is empty up to `put`. A bounded amount of work.
 
         Raises: PageFault, HostError (what was wrong is passed over).
         """
-        while True:
-            if self._at == len(self._words) and not self._fetch(put):
-                return None
+        if self._at == len(self._words) and not self._fetch(put):
+            return None
+        while self._at < len(self._words):
             word = self._words[self._at]
             self._at += 1
             if self._count:
@@ -71,6 +76,7 @@ class Pusher:
                 return method
             if word and (immediate := self._header(word)) is not None:
                 return immediate
+        return NOTHING
 
     def _header(self, word: int) -> Method | None:
         """Zero dwords are padding; so is a header that counts none."""
@@ -84,21 +90,16 @@ class Pusher:
         return None
 
     def _fetch(self, put: int) -> bool:
-        """More dwords; False: there are none."""
-        while not self._left:
-            if self.address:
-                self.last, self.address, self.finished = self.address, 0, True
-                self.get = (self.get + 1) % self.entries
+        """More dwords, at most CHUNK and perhaps none; False: the ring is empty."""
+        if not self._left:
+            self._finish()
             if put >= self.entries:
                 raise HostError(PbdmaError.GPPTR, data=put)
             if self.get == put:
                 return False
             low, high = _ENTRY.unpack(self._read(self.ring + 8 * self.get, 8))
+            self._began = True
             self.address, self._left = (high & 0xFF) << 32 | low & ~3, high >> 10 & 0x1F_FFFF
-            if not self.address:  # an entry without a buffer: control of the host's that needs none here
-                self._left = 0
-                self.get = (self.get + 1) % self.entries
-                self.finished = True
         count = min(self._left, CHUNK)
         self._words = struct.unpack(f"<{count}I", self._read(self.address, 4 * count))
         self._at = 0
@@ -106,6 +107,13 @@ class Pusher:
         self.address += 4 * count
         self.fetched += count
         return True
+
+    def _finish(self) -> None:
+        """An entry has come to its end; one without dwords is control of the host's, of which none is needed here."""
+        if self._began:
+            self._began, self.finished = False, True
+            self.last = self.address
+            self.get = (self.get + 1) % self.entries
 
     def _drop(self) -> None:
         """Go on with the next entry."""
