@@ -484,6 +484,7 @@ class TestLife:
         attacker.victim.go(*bind_copy(), *copy(VIDEO, VIDEO, PAGE, ALL_ONES))
         channel = vgpu.registers.fifo.channels.known[0]
         attacker.wait_until(lambda: channel.queue.steps, "its beginning")
+        attacker.interrupts.close()
         attacker.function.reset()
         attacker.function.enable()
         attacker.wait_until(lambda: channel.queue.running is None and not channel.queue.waiting, "its end")
