@@ -121,6 +121,23 @@ def test_large_pages_and_both_runlists(driver, work):
     finish(driver, other, 0x5555)
 
 
+def test_small_pages_beside_large_ones(loopback_driver):
+    driver = loopback_driver
+    work = prepare(driver)
+    large, small = driver.vram(LARGE_PAGE), driver.vram(2 * PAGE)
+    work.tables.map(0x8000_0000, large, large=True)
+    work.tables.map(0x8000_0000 + LARGE_PAGE, small, 2)
+    work.tables.map(0x8000_0000 + 2 * LARGE_PAGE, large, large=True)
+    driver.invalidate(work.tables)
+    driver.poke(work.system, bytes(range(256)) * 48)
+    work.emit(*bind_copy(), *copy(SYSTEM, 0x8000_0000 + LARGE_PAGE - PAGE, 3 * PAGE))
+    work.emit(*copy(0x8000_0000 + 3 * LARGE_PAGE - PAGE, SYSTEM + 8 * PAGE, PAGE))
+    finish(driver, work)
+    for place in (large + LARGE_PAGE - PAGE, small, small + PAGE):
+        assert driver.load(place + 4) == 0x0706_0504
+    assert driver.peek(work.system + 8 * PAGE, PAGE) == bytes(range(256)) * 16
+
+
 def test_releases_have_a_time_and_order(driver, work):
     work.emit(*release(FENCE + 16, 7, words=4), *methods(0x240, *_split(FENCE + 32), 9, subchannel=4))
     work.emit(*methods(0x300, 2 << 3))
@@ -129,6 +146,65 @@ def test_releases_have_a_time_and_order(driver, work):
     assert host[:2].tolist() == [7, 0]
     assert engine[:2].tolist() == [9, 0]
     assert 0 < host[2:].view("<u8")[0] <= engine[2:].view("<u8")[0]
+
+
+@pytest.mark.parametrize(
+    ("operation", "old", "payload", "result"),
+    [(0, 5, 3, 3), (1, 5, 3, 5), (2, 5, 3, 6), (3, 5, 3, 1), (4, 5, 3, 7), (5, 5, 0xFFFF_FFFF, 4), (6, 5, 5, 0),
+     (6, 4, 5, 5), (7, 0, 5, 5), (7, 3, 5, 2), (0, 5, 0xFFFF_FFFF, 0xFFFF_FFFF)],
+)  # fmt: skip
+def test_reductions(loopback_driver, operation, old, payload, result):
+    driver = loopback_driver
+    work = prepare(driver)
+    driver.poke(work.fence + 64, old.to_bytes(4, "little") * 2)
+    work.emit(*methods(0x10, *_split(FENCE + 64), payload, 16 | operation << 27, subchannel=0))
+    work.emit(*bind_copy(), *methods(0x240, *_split(FENCE + 68), payload))
+    work.emit(*methods(0x300, 1 << 3 | 1 << 19 | operation << 14))
+    finish(driver, work)
+    assert [driver.word(work.fence + at) for at in (64, 68)] == [result, result]
+
+
+@pytest.mark.parametrize(("mode", "happens"), [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)])
+def test_a_condition_decides_about_the_copy_and_not_about_its_semaphore(loopback_driver, mode, happens):
+    driver = loopback_driver
+    work = prepare(driver)
+    driver.poke(work.fence + 64, b"\1" + bytes(15) + b"\2")
+    driver.poke(work.system, b"moved")
+    work.emit(*bind_copy(), *methods(0x254, *_split(FENCE + 64), mode), *methods(0x240, *_split(FENCE + 128), 9))
+    work.emit(*copy(SYSTEM, SYSTEM + PAGE, 5, flags=PITCH_LAUNCH | 1 << 3))
+    finish(driver, work)
+    assert driver.peek(work.system + PAGE, 5) == (b"moved" if happens else bytes(5))
+    assert driver.word(work.fence + 128) == 9
+
+
+def test_blocks_and_back(loopback_driver):
+    driver = loopback_driver
+    work = prepare(driver)
+    image = np.random.default_rng(4).integers(0, 256, (HEIGHT, PITCH), dtype="u1")
+    driver.poke(work.system, image.tobytes())
+    blocks = 1 << 12 | 1 << 4
+    work.emit(*bind_copy(), *methods(0x70C, blocks, PITCH, 48, 1, 0, 0), *methods(0x728, blocks, PITCH, 48, 1, 0, 0))
+    work.emit(*copy(SYSTEM, VRAM, PITCH, HEIGHT, source_pitch=PITCH, flags=0x82))
+    work.emit(*copy(VRAM, SYSTEM + 8 * PAGE, PITCH, HEIGHT, target_pitch=PITCH, flags=0x102))
+    finish(driver, work)
+    assert driver.peek(work.system + 8 * PAGE, image.nbytes) == image.tobytes()
+    # The first 64 bytes of row 1 follow those of row 0 in the gob's own order (two sectors of 16 bytes by 2 rows).
+    gob = b"".join(driver.load(work.video + at).to_bytes(4, "little") for at in range(0, 64, 4))
+    assert gob[:16] == image[0, :16].tobytes()
+    assert gob[16:32] == image[1, :16].tobytes()
+
+
+def test_the_timer_s_alarm(loopback_driver):
+    driver = loopback_driver
+    mmio = driver.mmio
+    mmio.write32(0x9140, 1)
+    before = mmio.read32(0x9400)
+    mmio.write32(0x9420, before + 1_000_000)
+    assert driver.interrupts.wait(timeout=20)
+    assert mmio.read32(0x100) & 1 << 20
+    assert (mmio.read32(0x9400) - before) & 0xFFFF_FFFF >= 1_000_000
+    mmio.write32(0x9100, 1)
+    assert not mmio.read32(0x100) & 1 << 20
 
 
 def test_an_acquire_waits_for_another_channel(driver, work):

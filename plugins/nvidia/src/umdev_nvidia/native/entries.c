@@ -2,7 +2,8 @@
  *
  * Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/mmu, vmmgf100.c), and gm107's registers as nouveau was seen to fill
  * them. A directory entry names two tables, one of large pages in its low word and one of small pages in its high word;
- * both cover the same 128 MiB, and where both have a page it is the small one that counts.
+ * both cover the same 128 MiB. For one address a driver makes a page valid in one of them; in both, it is a mistake whose
+ * outcome is one of the two.
  */
 #include "softgpu.h"
 
