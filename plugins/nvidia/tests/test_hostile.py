@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from umdev_softgpu import Reason
 
 from .conftest import (
     CHANNELS,
@@ -490,6 +491,24 @@ class TestLife:
         attacker.wait_until(lambda: channel.queue.running is None and not channel.queue.waiting, "its end")
         assert vgpu.vram.memory[: 16 * MIB].strip(b"\0") == b""
         attacker.interrupts = attacker.function.enable_interrupts("msi")
+
+    def test_a_step_that_is_late_reaches_nothing_of_the_next_life(self, attack):
+        attacker, vgpu = attack
+        attacker.fence_comes()
+        late = vgpu.registers.fifo.channels.known[0]._execution
+        attacker.interrupts.close()
+        attacker.function.reset()
+        attacker.function.enable()
+        attacker.interrupts = attacker.function.enable_interrupts("msi")
+        for register in (0x140, 0x2140):
+            attacker.mmio.write32(register, ALL_ONES)
+        late.user_page.show(7, 7 << 32 | 7)
+        late.non_stall_interrupt()
+        late.copy_done(1)
+        assert late.space.write(FENCE, b"late").reason == Reason.CLOSED
+        assert late.user_page.put == 0
+        assert vgpu.vram.memory[: 16 * MIB].strip(b"\0") == b""
+        assert attacker.mmio.read32(0x100) == 0
 
     def test_nothing_of_one_life_is_left_to_the_next(self, gpu, loopback_function):
         with gpu.create("nvidia-36") as first:

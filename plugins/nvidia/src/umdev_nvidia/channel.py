@@ -1,9 +1,8 @@
 """One channel: where its ring is, whether it may run, and what becomes of its work.
 
-Layout of the instance block (RAMFC) and of USERD: NVIDIA, open-gpu-doc (manuals, dev_ram), and Linux,
-drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): 0x08 the user page, 0x48 the ring's address with log2 of its entries
-in bits 20:16 of the high word; of the user page 0x8c is the put pointer, 0x88 get, 0x44 and 0x60 the address of the
-next command.
+Layout of the instance block (RAMFC): NVIDIA, open-gpu-doc (manuals, dev_ram), and Linux, drivers/gpu/drm/nouveau
+(nvkm/engine/fifo/gk104.c): 0x08 the user page, 0x48 the ring's address with log2 of its entries in bits 20:16 of the
+high word.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from umdev_softgpu import Fault, Step
 from .execution import Execution, Outcome
 from .page_tables import address_space, tables_of
 from .pusher import Pusher
+from .user_page import PUT, UserPage
 
 if TYPE_CHECKING:
     from umdev_softgpu import Budget, Queue
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .vgpu import Vgpu
 
 GRAPHICS_RUNLIST = 0
-PUT, GET, ADDRESS_LOW, ADDRESS_HIGH = 0x8C, 0x88, 0x44, 0x60
 _USERD, _RING = 0x08, 0x48
 _PAIR = struct.Struct("<II")
 
@@ -45,7 +44,6 @@ class Channel:
         """A fault ended it: only a new bind makes it run again."""
         self.generation = 0
         self._execution: Execution | None = None
-        self._userd = 0
         self._queued = False
         self._preempted = False
 
@@ -127,11 +125,11 @@ class Channel:
         if user_low & 3:
             self.vgpu.refuse("a channel's user page outside of video memory")
             return False
-        self._userd = (user_high & 0xFF) << 32 | user_low & ~0x1FF
+        user_page = UserPage(local, (user_high & 0xFF) << 32 | user_low & ~0x1FF)
         space = address_space(self.vgpu.port, tables)
         address = (ring_high & 0xFF) << 32 | ring_low & ~7
-        self._execution = Execution(self, space, Pusher(space, address, 1 << (ring_high >> 16 & 0x1F)))
-        self.vgpu.vram.listen(self.number, self._userd + PUT)
+        self._execution = Execution(self, space, Pusher(space, address, 1 << (ring_high >> 16 & 0x1F)), user_page)
+        self.vgpu.vram.listen(self.number, user_page.address + PUT)
         return True
 
     # Its work.
@@ -154,7 +152,7 @@ class Channel:
                     return Step.BLOCKED
                 case Outcome.FAULTED:
                     self._die(execution)
-                case Outcome.DONE if execution.pusher.get != self.put < execution.pusher.entries:
+                case Outcome.DONE if execution.pusher.get != execution.user_page.put < execution.pusher.entries:
                     return Step.MORE
             return self._rest(generation)
 
@@ -171,50 +169,36 @@ class Channel:
         self.vgpu.say(f"channel {self.number} ends: {execution.fault}")
         self.vgpu.registers.fifo.report_fault(self, execution.fault)
 
-    # What its execution uses: the scheduler's thread, without the device lock.
+    # What its execution uses, on the scheduler's thread, without the device lock. Another life's registers are left alone.
 
-    @property
-    def put(self) -> int:
-        """The driver's put pointer; as good as any number."""
-        value = self.vgpu.local.read_u32(self._userd + PUT)
-        return 0 if isinstance(value, Fault) else value
-
-    def show_progress(self) -> None:
-        """Where it is, for the driver to read."""
-        execution = self._execution
-        if execution is None:
-            return
-        pusher, local = execution.pusher, self.vgpu.local
-        local.write_u32(self._userd + GET, pusher.get)
-        local.write_u32(self._userd + ADDRESS_LOW, pusher.last)
-        local.write_u32(self._userd + ADDRESS_HIGH, pusher.last >> 32)
-
-    def non_stall_interrupt(self) -> None:
+    def non_stall_interrupt(self, execution: Execution) -> None:
         """Its work is done up to here; on the graphics runlist that ends a frame."""
         with self.vgpu.locked():
-            if self.killed or self.instance is None:
-                return
-            if self.runlist == GRAPHICS_RUNLIST:
-                self.vgpu.client.frame()
-            self.vgpu.registers.fifo.non_stall()
+            if execution is self._execution:
+                if self.runlist == GRAPHICS_RUNLIST:
+                    self.vgpu.client.frame()
+                self.vgpu.registers.fifo.non_stall()
 
-    def copy_interrupt(self, kind: int) -> None:
+    def copy_interrupt(self, execution: Execution, kind: int) -> None:
         """The copy engine's: 1 blocking, 2 not."""
         with self.vgpu.locked():
-            self.vgpu.registers.copy_engine.raise_event(kind)
+            if execution is self._execution:
+                self.vgpu.registers.copy_engine.raise_event(kind)
 
-    def report_host_error(self, error: HostError) -> None:
+    def report_host_error(self, execution: Execution, error: HostError) -> None:
         """A command was passed over."""
         with self.vgpu.locked():
-            self.vgpu.refuse(f"PBDMA error {error.error.name}")
-            self.vgpu.registers.fifo.report_host_error(self, error)
+            if execution is self._execution:
+                self.vgpu.refuse(f"PBDMA error {error.error.name}")
+                self.vgpu.registers.fifo.report_host_error(self, error)
 
-    def report_launch_error(self, error: LaunchError) -> None:
+    def report_launch_error(self, execution: Execution, error: LaunchError) -> None:
         """A launch was passed over."""
         with self.vgpu.locked():
-            self.vgpu.say(f"channel {self.number}: {error}")
-            self.vgpu.refuse("copy engine launch")
-            self.vgpu.registers.copy_engine.raise_launch_error()
+            if execution is self._execution:
+                self.vgpu.say(f"channel {self.number}: {error}")
+                self.vgpu.refuse("copy engine launch")
+                self.vgpu.registers.copy_engine.raise_launch_error()
 
 
 class Run:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .copy_launch import Launch
     from .pusher import Method, Pusher
+    from .user_page import UserPage
 
 METHOD_COST = 8192
 """Budget units of a method: what it takes to look at it, as bytes that could be copied meanwhile."""
@@ -39,8 +40,8 @@ class Outcome(enum.Enum):
 class Execution:
     """Runs on the scheduler's thread alone; what the driver is told of takes the device lock by itself."""
 
-    def __init__(self, channel: Channel, space: Space, pusher: Pusher) -> None:
-        self.channel, self.space, self.pusher = channel, space, pusher
+    def __init__(self, channel: Channel, space: Space, pusher: Pusher, user_page: UserPage) -> None:
+        self.channel, self.space, self.pusher, self.user_page = channel, space, pusher, user_page
         self.host = Host()
         self.engines: dict[int, CopyEngine] = {COPY_SUBCHANNEL: CopyEngine()}
         self.fault: PageFault | None = None
@@ -62,12 +63,12 @@ class Execution:
                 outcome = self._next(budget)
             except HostError as error:
                 self._again = None
-                self.channel.report_host_error(error)
+                self.channel.report_host_error(self, error)
                 if error.error is PbdmaError.GPPTR:  # nothing comes of it before the driver writes another
                     return Outcome.DONE
             except LaunchError as error:
                 self._launch = None
-                self.channel.report_launch_error(error)
+                self.channel.report_launch_error(self, error)
             except PageFault as fault:
                 self.fault = fault
                 return Outcome.FAULTED
@@ -80,10 +81,10 @@ class Execution:
             self._launch = None
             return None
         budget.spend(METHOD_COST)
-        method = self._again or self.pusher.take(self.channel.put)
+        method = self._again or self.pusher.take(self.user_page.put)
         if self.pusher.finished:
             self.pusher.finished = False
-            self.channel.show_progress()
+            self.user_page.show(self.pusher.get, self.pusher.last)
         if method is None:
             return Outcome.DONE
         self._again = method
@@ -114,9 +115,9 @@ class Execution:
 
     def non_stall_interrupt(self) -> None:
         """Tell the driver that something is done; it looks at semaphores to find out what."""
-        self.channel.non_stall_interrupt()
+        self.channel.non_stall_interrupt(self)
 
     def copy_done(self, interrupt: int) -> None:
         """A launch is through: its interrupt, 0 none, 1 blocking, 2 not."""
         if interrupt:
-            self.channel.copy_interrupt(interrupt)
+            self.channel.copy_interrupt(self, interrupt)
