@@ -169,7 +169,7 @@ class Channel:
         self.vgpu.say(f"channel {self.number} ends: {execution.fault}")
         self.vgpu.registers.fifo.report_fault(self, execution.fault)
 
-    # What its execution uses, on the scheduler's thread, without the device lock. Another life's registers are left alone.
+    # What its execution uses, without the device lock. The registers of another life are left alone.
 
     def non_stall_interrupt(self, execution: Execution) -> None:
         """Its work is done up to here; on the graphics runlist that ends a frame."""
