@@ -18,6 +18,8 @@ LOW = 0xFFFF_FFE0
 HIGH = 0x1FFF_FFFF
 ALARM = 1 << 0
 NANOSECOND = 1e-9
+JUST_PASSED = 1 << 28
+"""Nanoseconds: a time so little ago comes at once. Time runs on while a driver is on its way to set the alarm."""
 
 
 class Timer(Block["Vgpu"]):
@@ -48,6 +50,8 @@ class Timer(Block["Vgpu"]):
         if self.work is not None:
             self.work.cancel()
         away = (value - self.device.clock.now_ns) & 0xFFFF_FFFF
+        if away > 0xFFFF_FFFF - JUST_PASSED:
+            away = 0
         self.work = self.device.after(away * NANOSECOND, self.fire)
 
     def fire(self) -> None:
