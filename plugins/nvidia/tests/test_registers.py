@@ -7,7 +7,7 @@ from umdev.device import SaveError
 from umdev_nvidia import vbios
 from umdev_nvidia.topology import ENGINES
 
-from .conftest import PAGE, PROM, Driver
+from .conftest import PAGE, PROM, SECONDS, Driver
 
 ALARM = 1 << 0
 TIMER = 1 << 20
@@ -86,14 +86,14 @@ def test_no_second_message_before_the_driver_re_arms(vgpu, loopback_function):
     interrupts = function.enable_interrupts("msi")
     mmio.write32(0x140, 1)
     ring_alarm(mmio)
-    assert interrupts.wait(timeout=20) == 1
+    assert interrupts.wait(timeout=SECONDS) == 1
     mmio.write32(0x9100, ALARM)
     ring_alarm(mmio)
     while not mmio.read32(0x100) & TIMER:
         pass
     assert interrupts.wait(timeout=0) == 0
     mmio.write8(0x88068, 0xFF)
-    assert interrupts.wait(timeout=20) == 1
+    assert interrupts.wait(timeout=SECONDS) == 1
     interrupts.close()
 
 
@@ -110,7 +110,7 @@ def test_every_gate_holds_a_message_back(vgpu, loopback_function, register, clos
         pass
     assert interrupts.wait(timeout=0) == 0
     mmio.write32(register, opened)
-    assert interrupts.wait(timeout=20) == 1
+    assert interrupts.wait(timeout=SECONDS) == 1
     interrupts.close()
 
 
@@ -121,7 +121,7 @@ def test_a_pin_is_a_level(vgpu, loopback_function):
     mmio.write32(0x140, 1)
     for _ in range(3):
         ring_alarm(mmio)
-        assert interrupts.wait(timeout=20) == 1
+        assert interrupts.wait(timeout=SECONDS) == 1
         assert function.config.status & 8
         mmio.write32(0x9100, ALARM)
         assert not function.config.status & 8

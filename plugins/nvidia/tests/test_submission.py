@@ -12,6 +12,7 @@ from .conftest import (
     PAGE,
     PITCH_LAUNCH,
     REMAP,
+    SECONDS,
     acquire,
     bind_copy,
     copy,
@@ -47,11 +48,11 @@ def finish(driver, channel, payload=1):
     """A fence and its interrupt, waited for."""
     channel.go(*release(FENCE, payload), *interrupt())
     seen = 0
-    assert driver.interrupts.wait(timeout=20)
+    assert driver.interrupts.wait(timeout=SECONDS)
     while not seen & NON_STALL:
         seen |= driver.serve_interrupt()
         if not seen & NON_STALL:
-            assert driver.interrupts.wait(timeout=20)
+            assert driver.interrupts.wait(timeout=SECONDS)
     assert driver.word(channel.fence) == payload
 
 
@@ -200,7 +201,7 @@ def test_the_timer_s_alarm(loopback_driver):
     mmio.write32(0x9140, 1)
     before = mmio.read32(0x9400)
     mmio.write32(0x9420, before + 1_000_000)
-    assert driver.interrupts.wait(timeout=20)
+    assert driver.interrupts.wait(timeout=SECONDS)
     assert mmio.read32(0x100) & 1 << 20
     assert (mmio.read32(0x9400) - before) & 0xFFFF_FFFF >= 1_000_000
     mmio.write32(0x9100, 1)
