@@ -9,14 +9,14 @@ import time
 import pytest
 from umdev._native import ffi
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
 PAGE = 4096
 MEMORY = 512 << 20
 PAGE_MASK = 0x7F_FFFF_F000
 ENGINES = (0x02000, 0x12000, 0x1A000, 0x22000)
 SUBMIT, STATUS_PAGE = 0x230, 0x80
-SECONDS = 60
+SECONDS = 120
 MOMENTARY = {base + offset for base in ENGINES for offset in (0x358, 0x35C)}
 """What depends on the time."""
 EVENTS = slice(0x40, 0x80)
@@ -120,7 +120,7 @@ def record(gpu, linux_guest, monkeypatch, tmp_path):
         thread.start()
         try:
             guest = linux_guest.start(
-                kernel="full", modules=("i915",), memory=MEMORY >> 20, devices=[tmp_path / "s"], timeout=240
+                kernel="full", modules=("i915",), memory=MEMORY >> 20, devices=[tmp_path / "s"], timeout=600
             )
             wait_for(lambda: vgpu.registers.pvinfo.display_ready.value == 1)
             guest.run("mount -t debugfs debugfs /sys/kernel/debug")

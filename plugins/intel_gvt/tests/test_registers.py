@@ -214,3 +214,10 @@ class TestAperture:
             assert quiet.mmio.read64(0x100000 + 8 * index) == 0
         assert Fence.of(1 << 44 | 0x2001) == Fence()
         assert Fence.of(0) == Fence()
+
+
+def test_a_vgpu_can_t_be_saved_and_says_so(vgpu):
+    from umdev.device import SaveError
+
+    with pytest.raises(SaveError, match="can't be saved"):
+        vgpu.save()

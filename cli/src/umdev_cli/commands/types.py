@@ -34,7 +34,8 @@ def command(parent: str | None, *, dumpjson: bool) -> int:
                 click.echo(f"    Device API: {facts['device_api']}")
                 click.echo(f"    Name: {facts['name']}")
                 if "description" in facts:
-                    click.echo(f"    Description: {facts['description']}")
+                    # One line, as mdevctl prints the texts of GVT-g, which have five.
+                    click.echo(f"    Description: {' '.join(facts['description'].split())}")
     return code
 
 

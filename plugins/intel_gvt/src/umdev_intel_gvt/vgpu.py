@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from umdev.device import Block, Device, IoBar, MemoryBar, ResetKind, State, query
+from umdev.device import Block, Device, IoBar, MemoryBar, ResetKind, SaveError, State, query
 
 from .aperture import Aperture, ApertureBlock
 from .config_space import CAPABILITIES, IDENTITY, INTERRUPTS
@@ -113,6 +113,12 @@ class Vgpu(Device):
         self.pinned.unmapped(mapping.iova, mapping.end)
         if self.shadows is not None:
             self.shadows.unmapped(mapping.iova, mapping.end)
+
+    def save(self) -> dict[str, Any]:
+        """Raises: SaveError, always."""
+        raise SaveError(
+            f"{self} can't be saved: what its engines are in the middle of has no form outside this process"
+        )
 
     def _time_changed(self) -> None:
         """While the guest's time stands still, none of its work begins another step."""

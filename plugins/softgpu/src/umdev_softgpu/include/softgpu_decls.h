@@ -208,7 +208,7 @@ typedef struct softgpu_api {
     /* Checks and prepares. SOFTGPU_OK, or SOFTGPU_INVALID: then nothing is drawn. */
     int (*blit_begin)(softgpu_blit *blit);
     /* Draws on. SOFTGPU_OK: done, SOFTGPU_MORE, or a fault: then it can't go on, and what was drawn stays. Rows are
-     * drawn in the order that lets source and target overlap where both are linear or lie in one surface; else an
-     * overlapping source may be read after it was drawn over. Not two threads at once. */
+     * drawn in the order that lets source and target overlap where both are linear with one pitch, or lie in one
+     * surface; else an overlapping source may be read after it was drawn over. Not two threads at once. */
     int (*blit_step)(softgpu_blit *blit, softgpu_budget *budget, softgpu_fault *fault);
 } softgpu_api;

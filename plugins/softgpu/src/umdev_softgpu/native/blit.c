@@ -2,9 +2,8 @@
 #include "internal.h"
 
 enum {
-    SECTION_BYTES = 256 << 10, /* between looks at the budget, and the longest that an unmap waits for */
     STRETCH_COST = 64,         /* in bytes of budget: narrow rows cost more than their bytes */
-    KEPT = 64                  /* pointers that a section keeps, a power of two */
+    COLUMN_COST = 8            /* likewise, of a stretch that was found without looking */
 };
 
 /* Where a blit stands; kept in softgpu_blit.state between steps. `x` and widths count bytes. */
@@ -129,86 +128,6 @@ int softgpu_blit_begin(softgpu_blit *blit)
     return SOFTGPU_OK;
 }
 
-/* ---- pointers ---- */
-
-/* Pointers into one surface's memory, valid in one section: rows of a tiled image come back to their pages. */
-typedef struct window {
-    softgpu_space *space;
-    uint32_t needed;
-    uint64_t generation;
-    struct {
-        uint64_t page; /* its number, plus one; 0: empty */
-        uint8_t *host;
-        uint64_t length;
-    } kept[KEPT];
-} window;
-
-static void window_open(window *w, softgpu_space *space, uint32_t needed)
-{
-    w->space = space;
-    w->needed = needed;
-    w->generation = space ? space_generation(space) : 0;
-    for (unsigned i = 0; i < KEPT; i++)
-        w->kept[i].page = 0;
-}
-
-static int window_walk(window *w, section *s, uint64_t address, uint8_t **host, uint64_t *length,
-                       softgpu_fault *fault)
-{
-    softgpu_run run;
-    int result = space_walk(w->space, s, address, w->needed, &run, fault);
-    if (result)
-        return result;
-    result = section_reach(s, &run, w->needed, host, length);
-    return result ? fault_set(fault, result, address, w->needed, 0, run.address) : SOFTGPU_OK;
-}
-
-static void window_keep(window *w, uint64_t page, uint8_t *host, uint64_t length)
-{
-    unsigned slot = page % KEPT;
-    w->kept[slot].page = page + 1;
-    w->kept[slot].host = host;
-    w->kept[slot].length = length;
-}
-
-/* A pointer to `address` and how far it goes, up to `wanted` or a little more. */
-static int window_find(window *w, section *s, uint64_t address, uint64_t wanted, uint8_t **host, uint64_t *length,
-                       softgpu_fault *fault)
-{
-    uint64_t generation = space_generation(w->space);
-    if (UNLIKELY(generation != w->generation))
-        window_open(w, w->space, w->needed);
-    uint64_t page = address / PAGE, offset = address % PAGE;
-    unsigned slot = page % KEPT;
-    if (w->kept[slot].page == page + 1 && w->kept[slot].length > offset) {
-        *host = w->kept[slot].host + offset;
-        *length = w->kept[slot].length - offset;
-        return SOFTGPU_OK;
-    }
-    uint8_t *first;
-    uint64_t reach;
-    int result = window_walk(w, s, address - offset, &first, &reach, fault);
-    if (UNLIKELY(result || reach <= offset)) /* memory that begins or ends within the page */
-        return result == BY_MESSAGE ? result : window_walk(w, s, address, host, length, fault);
-    /* Long stretches move faster: join pages that follow each other in this process too. */
-    while (reach - offset < wanted && reach < SECTION_BYTES) {
-        uint64_t following = address - offset + reach;
-        uint8_t *next;
-        uint64_t more;
-        if (following < address || following % PAGE || window_walk(w, s, following, &next, &more, NULL))
-            break;
-        if (next != first + reach) {
-            window_keep(w, following / PAGE, next, more); /* it is asked for next */
-            break;
-        }
-        reach += more;
-    }
-    window_keep(w, page, first, reach);
-    *host = first + offset;
-    *length = reach - offset;
-    return SOFTGPU_OK;
-}
-
 /* ---- drawing ---- */
 
 /* What a step works with. */
@@ -219,6 +138,7 @@ typedef struct job {
     bool reads_source;
     bool reads_target;
     bool masked;
+    bool columns; /* a tiling with columns takes part */
     int64_t brush_row; /* that `brush` holds, or -1 */
     pattern brush;
     pattern mask;
@@ -232,6 +152,9 @@ static void job_open(job *j, softgpu_blit *blit)
     j->masked = blit->flags & SOFTGPU_MASKED;
     j->reads_source = rop_reads_source(j->rop);
     j->reads_target = j->masked || rop_reads_target(j->rop);
+    uint32_t hop;
+    j->columns = surface_columns(&blit->target, 0, &hop) ||
+                 (j->reads_source && surface_columns(&blit->source, 0, &hop));
     j->brush_row = -1;
     static const uint8_t constant[2][1] = {{0}, {0xFF}};
     if (j->rop == 0x00 || j->rop == 0xFF)
@@ -331,14 +254,14 @@ static void next_stretch(const job *j, stretch *ret)
     }
 }
 
-static void advance(job *j, uint64_t length, softgpu_budget *budget)
+static void advance(job *j, uint64_t length, uint32_t cost, softgpu_budget *budget)
 {
     j->p.done += length;
     if (j->p.done == j->p.row_bytes) {
         j->p.done = 0;
         j->p.row++;
     }
-    budget->units -= (int64_t)length + STRETCH_COST;
+    budget->units -= (int64_t)length + cost;
 }
 
 /* Backwards, `length` bytes were asked for and `reach` of them lie together: go on with the rest, which comes first. */
@@ -350,6 +273,72 @@ static void drop_front(stretch *next, uint64_t reach)
     next->length -= reach;
 }
 
+/* Where one surface's bytes are, as long as nothing has to be looked up. */
+typedef struct side {
+    const softgpu_surface *surface;
+    uint8_t *at;
+    int64_t x;
+    uint64_t reach; /* bytes that lie together from `at` on */
+} side;
+
+/* `address` and `reach` are what a pointer was found for. */
+static side side_at(const softgpu_surface *surface, uint8_t *at, int64_t x, uint64_t address, uint64_t reach)
+{
+    uint32_t hop;
+    side s = {.surface = surface, .at = at, .x = x, .reach = reach};
+    bool whole = reach >= PAGE - address % PAGE; /* tiles with columns lie in one page */
+    if (surface->tiling != SOFTGPU_LINEAR) {
+        uint64_t run;
+        surface_locate(surface, x, 0, false, &run);
+        s.reach = run < reach ? run : reach;
+        if (!whole && surface_columns(surface, x, &hop))
+            s.surface = NULL;
+    }
+    return s;
+}
+
+/* False: what comes next must be looked up. */
+static bool side_skip(side *s, uint64_t length)
+{
+    uint32_t hop;
+    int64_t column = s->x & ~15ll;
+    s->x += (int64_t)length;
+    s->reach -= length;
+    s->at += length;
+    if (s->reach)
+        return true;
+    if (!surface_columns(s->surface, column, &hop))
+        return false;
+    s->at += hop - 16; /* from the column's end to the start of the next */
+    s->reach = 16;
+    return true;
+}
+
+/* Goes on in the tiles that the first stretch was in: columns lie at known distances. */
+static void draw_columns(job *j, const stretch *first, uint8_t *to, uint64_t to_reach, uint8_t *from,
+                         uint64_t from_reach, uint64_t most, softgpu_budget *budget, uint64_t *drawn)
+{
+    const softgpu_blit *blit = j->blit;
+    const int64_t shift = j->p.source_x - j->p.x;
+    side target = side_at(&blit->target, to, first->x, first->target, to_reach);
+    side source = {.surface = NULL};
+    if (j->reads_source)
+        source = side_at(&blit->source, from, first->x + shift, first->source, from_reach);
+    uint64_t length = first->length;
+    while (j->p.done && *drawn < most && target.surface && side_skip(&target, length)) {
+        if (j->reads_source && (!source.surface || !side_skip(&source, length)))
+            return;
+        length = j->p.row_bytes - j->p.done;
+        length = length < most - *drawn ? length : most - *drawn;
+        length = length < target.reach ? length : target.reach;
+        if (j->reads_source && source.reach < length)
+            length = source.reach;
+        draw(j, target.at, source.at, length, target.x, first->y);
+        advance(j, length, COLUMN_COST, budget);
+        *drawn += length;
+    }
+}
+
 static int draw_stretch(job *j, section *s, window *target, window *source, uint64_t most, softgpu_budget *budget,
                         uint64_t *drawn, softgpu_fault *fault)
 {
@@ -358,16 +347,17 @@ static int draw_stretch(job *j, section *s, window *target, window *source, uint
     if (!j->p.bytes_backwards)
         next.length = next.length < most ? next.length : most;
     uint8_t *to, *from = NULL;
-    uint64_t reach, source_reach;
+    uint64_t to_reach, from_reach = 0;
     for (;;) {
-        int result = window_find(target, s, next.target, next.length, &to, &reach, fault);
+        int result = window_find(target, s, next.target, next.length, &to, &to_reach, fault);
         if (UNLIKELY(result))
             return result;
+        uint64_t reach = to_reach;
         if (j->reads_source) {
-            result = window_find(source, s, next.source, next.length, &from, &source_reach, fault);
+            result = window_find(source, s, next.source, next.length, &from, &from_reach, fault);
             if (UNLIKELY(result))
                 return result;
-            reach = reach < source_reach ? reach : source_reach;
+            reach = reach < from_reach ? reach : from_reach;
         }
         if (LIKELY(reach >= next.length))
             break;
@@ -378,8 +368,10 @@ static int draw_stretch(job *j, section *s, window *target, window *source, uint
         drop_front(&next, reach);
     }
     draw(j, to, from, next.length, next.x, next.y);
-    advance(j, next.length, budget);
+    advance(j, next.length, STRETCH_COST, budget);
     *drawn = next.length;
+    if (!j->p.bytes_backwards && j->columns)
+        draw_columns(j, &next, to, to_reach, from, from_reach, most, budget, drawn);
     return SOFTGPU_OK;
 }
 
@@ -446,7 +438,7 @@ static int draw_by_message(job *j, softgpu_budget *budget, softgpu_fault *fault)
     int result = port_transfer(space_port(blit->target.space), &target, to, next.length, true, &moved);
     if (result)
         return fault_set(fault, result, next.target + moved, WRITE, 0, target.address + moved);
-    advance(j, next.length, budget);
+    advance(j, next.length, STRETCH_COST, budget);
     return SOFTGPU_OK;
 }
 

@@ -41,6 +41,8 @@ typedef struct section {
     softgpu_port *port;
     const umdev_table *table;
     uint32_t ticket;
+    uint64_t found_at; /* what was looked up last, and is likely asked for again */
+    umdev_span found;
 } section;
 
 HIDDEN int section_enter(section *s, softgpu_port *port); /* SOFTGPU_OK or SOFTGPU_CLOSED */
@@ -73,6 +75,32 @@ HIDDEN bool surface_valid(const softgpu_surface *surface);
 /* Address of a byte, and how many bytes from it on (or, backwards, up to and with it) follow each other in memory and
  * in the row. */
 HIDDEN uint64_t surface_locate(const softgpu_surface *surface, int64_t x, int64_t y, bool backwards, uint64_t *run);
+
+/* In tiles of 16-byte columns: how many bytes of the row the tile has behind the column of byte `x`, and how far from it
+ * the next column lies. Elsewhere 0. */
+HIDDEN uint32_t surface_columns(const softgpu_surface *surface, int64_t x, uint32_t *hop);
+
+enum {
+    SECTION_BYTES = 256 << 10, /* between looks at the budget, and the longest that an unmap waits for */
+    KEPT = 64                  /* pointers that a section keeps, a power of two */
+};
+
+/* Pointers into one surface's memory, valid in one section: rows of a tiled image come back to their pages. */
+typedef struct window {
+    softgpu_space *space;
+    uint32_t needed;
+    uint64_t generation;
+    struct {
+        uint64_t page; /* its number, plus one; 0: empty */
+        uint8_t *host;
+        uint64_t length;
+    } kept[KEPT];
+} window;
+
+HIDDEN void window_open(window *w, softgpu_space *space, uint32_t needed);
+/* A pointer to `address` and how far it goes, up to `wanted` or a little more. SOFTGPU_OK, a fault, or BY_MESSAGE. */
+HIDDEN int window_find(window *w, section *s, uint64_t address, uint64_t wanted, uint8_t **host, uint64_t *length,
+                       softgpu_fault *fault);
 
 /* Raster operations. */
 enum { PIECE = 4096, PERIOD_MAX = 32 };

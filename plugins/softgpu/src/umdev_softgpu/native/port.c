@@ -53,6 +53,7 @@ int section_enter(section *s, softgpu_port *port)
         return SOFTGPU_CLOSED;
     }
     s->port = port;
+    s->found.length = 0;
     s->table = port->api->reader_enter(port->memory, &s->ticket);
     return SOFTGPU_OK;
 }
@@ -68,15 +69,19 @@ int section_reach(section *s, const softgpu_run *run, uint32_t needed, uint8_t *
     softgpu_port *port = s->port;
     uint64_t left;
     if (run->target == SOFTGPU_SYSTEM) {
-        umdev_span span;
-        if (UNLIKELY(port->api->lookup(s->table, 0, run->address, &span)))
-            return SOFTGPU_UNREACHABLE;
-        if (UNLIKELY((span.protection & needed) != needed))
+        if (run->address - s->found_at >= s->found.length) {
+            s->found.length = 0;
+            if (UNLIKELY(port->api->lookup(s->table, 0, run->address, &s->found)))
+                return SOFTGPU_UNREACHABLE;
+            s->found_at = run->address;
+        }
+        uint64_t offset = run->address - s->found_at;
+        if (UNLIKELY((s->found.protection & needed) != needed))
             return SOFTGPU_NOT_PERMITTED;
-        if (UNLIKELY(!span.host))
+        if (UNLIKELY(!s->found.host))
             return BY_MESSAGE;
-        *host = span.host;
-        left = span.length;
+        *host = s->found.host + offset;
+        left = s->found.length - offset;
     } else {
         if (UNLIKELY(run->target >= SOFTGPU_TARGETS || run->address >= port->memories[run->target].size))
             return SOFTGPU_OUT_OF_RANGE;

@@ -89,3 +89,21 @@ uint64_t surface_locate(const softgpu_surface *surface, int64_t x, int64_t y, bo
     *run = backwards ? offset + 1 : step - offset;
     return address;
 }
+
+uint32_t surface_columns(const softgpu_surface *surface, int64_t x, uint32_t *hop)
+{
+    uint32_t column;
+    switch (surface->tiling) {
+    case SOFTGPU_TILED_Y:
+        column = (uint32_t)(x & (Y_WIDTH - 1)) / COLUMN;
+        *hop = COLUMN * Y_ROWS;
+        return Y_WIDTH - COLUMN * (column + 1);
+    case SOFTGPU_BLOCKS:
+        column = (uint32_t)(x & (GOB_WIDTH - 1)) / COLUMN;
+        *hop = column == 1 ? 256 - 32 : 32; /* columns at 0, 32, 256, 288 */
+        return GOB_WIDTH - COLUMN * (column + 1);
+    default:
+        *hop = 0;
+        return 0;
+    }
+}
