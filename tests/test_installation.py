@@ -16,6 +16,7 @@ EVERYTHING = {
     "umdev_intel_gvt",
     "umdev_kvm",
     "umdev_mtty",
+    "umdev_nvidia",
     "umdev_nvme",
     "umdev_seven",
     "umdev_softgpu",

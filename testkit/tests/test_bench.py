@@ -30,6 +30,8 @@ NAMES = [
     "protect/track-scan",
     "softgpu/fill",
     "softgpu/copy",
+    "nvidia/ce-copy",
+    "nvidia/kick",
 ]
 
 
@@ -149,7 +151,7 @@ def test_lost_accesses_are_an_error():
         messages._expect_count(5, 15, 10)
 
 
-NEEDED = {"kvm": "umdev_kvm", "softgpu": "umdev_softgpu"}
+NEEDED = {"kvm": "umdev_kvm", "nvidia": "umdev_nvidia", "softgpu": "umdev_softgpu"}
 MEASURED = [name for name in NAMES if importlib.util.find_spec(NEEDED.get(name.split("/")[0], "umdev"))]
 
 

@@ -21,7 +21,9 @@ from .native import lib, timed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["read_c", "read_python", "write_posted"]
+    from .measure import Round
+
+__all__ = ["echo", "read_c", "read_python", "write_posted"]
 
 # vfio-user specification 0.9.2 (libvfio-user, docs/vfio-user.rst): header, commands, region access.
 HEADER = struct.Struct("<HHIII")
@@ -67,6 +69,13 @@ def write_posted() -> Iterator[Pair]:
             return times
 
         yield Pair(subject, lambda: _round_trips(echo, bytes(REQUEST)))
+
+
+@contextmanager
+def echo() -> Iterator[Round]:
+    """The floor of this page, for others: rounds of an echo's round trips."""
+    with _peer("echo", str(REQUEST), str(REPLY)) as peer:
+        yield lambda: _round_trips(peer, bytes(REQUEST))
 
 
 @contextmanager

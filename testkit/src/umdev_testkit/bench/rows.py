@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages, protect, softgpu
+from . import kvm, memory, messages, nvidia, protect, softgpu
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -25,6 +25,8 @@ ROWS = (
     Row("protect/track-scan", 1.2, protect.track_scan),
     Row("softgpu/fill", 2.0, softgpu.fill),
     Row("softgpu/copy", 2.0, softgpu.copy),
+    Row("nvidia/ce-copy", 2.0, nvidia.ce_copy),
+    Row("nvidia/kick", 20.0, nvidia.kick),
 )
 
 

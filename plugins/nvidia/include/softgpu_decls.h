@@ -1,0 +1,1 @@
+../../softgpu/src/umdev_softgpu/include/softgpu_decls.h

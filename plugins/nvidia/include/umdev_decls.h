@@ -1,0 +1,1 @@
+../../../core/src/umdev/include/umdev_decls.h

@@ -1,0 +1,100 @@
+"""Debian's stock nouveau, with no parameter and no firmware, drives a vGPU: what it submits comes back right."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.guest
+
+TYPES = {"full": ("nvidia-39", 1024), "bookworm": ("nvidia-36", 512)}
+"""By kernel: the type, and its frame buffer in MiB."""
+COPIES = 20
+TROUBLE = r"using CPU for buffer copies|failed to create|timeout|BUG:|WARNING:|Oops"
+COPIED = {"copies": str(COPIES), "failed": "0", "waited": "0", "wrong": "0"}
+MOVED = {"failed": "0", "first": "4", "there": "2", "back": "4", "wrong-there": "0", "wrong-back": "0"}
+"""Domains: 2 is video memory, 4 the system's."""
+FAULTED = {"first": "0", "waited": "0", "killed": "1", "untouched": "1"}
+
+
+@pytest.fixture(params=TYPES)
+def kernel(request):
+    return request.param
+
+
+@pytest.fixture
+def machine(kernel, umdev, linux_guest, program):
+    """A guest with nouveau loaded and a vGPU; the vGPU's UUID beside it."""
+    device = umdev.start("nvidia", TYPES[kernel][0])
+    guest = linux_guest.start(
+        kernel=kernel,
+        modules=("nouveau",),
+        files={"/bin/nouveau_drm": program("nouveau_drm")},
+        qemu_args=device.arguments,
+        memory=512,
+        cpus=2,
+        timeout=285,
+    )
+    yield guest, device.uuid
+    guest.close()
+
+
+def interrupts(guest):
+    """How many the driver has counted, on all processors."""
+    line = guest.run("grep -E 'nvkm|nouveau' /proc/interrupts")
+    return sum(int(word) for word in line.split()[1:3])
+
+
+def state(uuid):
+    from umdev_cli.client import query
+
+    return query(uuid, "engine_state")
+
+
+def check_attached(guest, kernel, messages):
+    """The driver has bound and uses the copy engine, which the presence of its device node does not tell."""
+    drm = "drm" if kernel == "full" else "DRM"
+    for text in (
+        "NVIDIA GM107 (117000a2)",
+        f"{drm}: VRAM: {TYPES[kernel][1]} MiB",
+        f"{drm}: MM: using COPY for buffer copies",
+        "Initialized nouveau",
+    ):
+        assert text in messages, messages[-5000:]
+    assert not re.search(TROUBLE, messages), messages[-5000:]
+    guest.run("ls /dev/dri/card0 /dev/dri/renderD128")
+
+
+def test_work_comes_back_right(machine, kernel, facts):
+    guest, uuid = machine
+    check_attached(guest, kernel, guest.dmesg)
+    before = interrupts(guest)
+    assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
+    assert facts(guest.run("nouveau_drm moves")) == MOVED
+    if kernel == "full":
+        assert facts(guest.run("nouveau_drm exec")) == {"waited": "0", "wrong": "0"}
+    assert interrupts(guest) > before
+    assert not re.search(TROUBLE, guest.dmesg)
+    shown = state(uuid)
+    assert shown["busy_ns"] > 0
+    assert shown["refused"] == {}
+
+
+def test_a_fault_a_new_driver_and_a_reboot(machine, kernel, facts):
+    guest, uuid = machine
+    assert facts(guest.run("nouveau_drm fault")) == FAULTED
+    messages = guest.dmesg
+    assert re.search(r"fault 00 \[READ\] at 000000007f000000 engine 1b \[\S*\] client 19 \[HUB/CE2\]", messages), (
+        messages
+    )
+    assert re.search(r"channel \d+ killed", messages), messages
+    assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
+    assert state(uuid)["refused"] == {}
+
+    print(guest.run("rmmod nouveau && dmesg -c >/dev/null && time insmod /umdev/modules/nouveau.ko"))
+    check_attached(guest, kernel, guest.run("dmesg"))
+    assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
+
+    guest.reboot()
+    check_attached(guest, kernel, guest.dmesg)
+    assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
+    assert facts(guest.run("nouveau_drm moves")) == MOVED
