@@ -85,10 +85,11 @@ class Rung(Device):
 
     def look(self) -> None:
         """Deferred, as memory may be reached by message."""
-        try:
-            self.memories.append(int.from_bytes(self.memory.read(self.bar0.address.value, 4), "little"))
-        except DmaError as error:
-            self.memories.append(type(error).__name__)
+        if address := self.bar0.address.value:
+            try:
+                self.memories.append(int.from_bytes(self.memory.read(address, 4), "little"))
+            except DmaError as error:
+                self.memories.append(type(error).__name__)
 
 
 @pytest.fixture
