@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import resource
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,10 @@ PVINFO = 0x78000
 GGTT = 8 << 20
 USER, CONTEXT_SWITCH = 1 << 0, 1 << 8
 CSB, CSB_INDEX = 0x40, 0x7C
+MIB = 1 << 20
+GROWTH = 16 * MIB
+BATCH, DATA = 0x10_0000, 0x20_0000
+ALL_ONES = 0xFFFF_FFFF
 RING_PAGES = 4
 SECONDS = 120
 
@@ -41,6 +48,11 @@ def batch_start(address, *, process=True, second_level=False):
 
 def batch_end():
     return [0x0A << 23]
+
+
+def endless():
+    """Of a batch at `BATCH`: it jumps to itself."""
+    return batch_start(BATCH)
 
 
 def flush(address, value, *, notify=False):
@@ -324,6 +336,45 @@ class Driver:
         self.buffer.free()
 
 
+class Attacker(Driver):
+    """A driver that knows how to misbehave."""
+
+    def prepare(self):
+        """A table with a batch buffer and a page of data."""
+        self.attack_table = self.table()
+        self.batch_pages, self.data_page = self.pages(2), self.page()
+        for number in range(2):
+            self.attack_table.map(BATCH + number * PAGE, self.batch_pages + number * PAGE)
+        self.attack_table.map(DATA, self.data_page)
+
+    def batch(self, *dwords):
+        """Put a batch into its buffer."""
+        data = struct.pack(f"<{len(dwords)}I", *dwords)
+        self.poke(self.batch_pages, data.ljust(2 * PAGE, b"\0")[: 2 * PAGE])
+
+    def go(self, base, dwords, **options):
+        """Submit without waiting."""
+        context = self.context(base, self.attack_table, **options)
+        context.emit(dwords)
+        self.submit(context)
+        return context
+
+    def go_batch(self, base, *dwords):
+        self.batch(*dwords)
+        return self.go(base, batch_start(BATCH))
+
+    def settle(self, base, vgpu):
+        """Until the engine is idle or has stopped by an error."""
+        engine = vgpu.engine_at(base)
+        self.wait_until(lambda: engine.error or not engine.busy, "an end of the attack")
+        return engine.error
+
+    def image(self, context, **values):
+        """Overwrite dwords of a context's image, by number."""
+        for number, value in values.items():
+            self.save(context.image + PAGE + 4 * int(number[1:], 0), value)
+
+
 @pytest.fixture(autouse=True)
 def runtime_directory(tmp_path, monkeypatch):
     """Claims of a test's own, so that what runs elsewhere takes no instance away."""
@@ -361,3 +412,49 @@ def loopback_driver(vgpu, loopback_function):
     driver = Driver(loopback_function(vgpu))
     yield driver
     driver.close()
+
+
+@pytest.fixture
+def pair(gpu, loopback_function):
+    """A hostile driver and an honest one, each with its vGPU."""
+    vgpus = [gpu.create("i915-GVTg_V5_8") for _ in range(2)]
+    drivers = [kind(loopback_function(vgpu)) for kind, vgpu in zip((Attacker, Driver), vgpus, strict=True)]
+    drivers[0].prepare()
+    drivers[1].victim = drivers[1].context(BLITTER)
+    yield drivers[0], vgpus[0], drivers[1], vgpus[1]
+    for driver in drivers:
+        driver.close()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture
+def attack(pair):
+    """The hostile driver and its vGPU; afterwards everything is looked at."""
+    attacker, vgpu, honest, other = pair
+    honest.run(BLITTER, user_interrupt())
+    before_memory = honest.peek(honest.base, honest.buffer.size)
+    gc.collect()
+    before = resident()
+    yield attacker, vgpu
+    gc.collect()
+    assert resident() - before <= GROWTH
+    assert honest.peek(honest.base, honest.buffer.size) == before_memory
+    bus, graphics = honest.status[RENDER]
+    assert honest.run(RENDER, pipe_control(graphics + 0x200, 77))[-1][0] == 0x18
+    assert honest.load(bus + 0x200) == 77
+    assert other.errors == 0
+    # What the attacker broke, its own reset mends.
+    attacker.interrupts.close()
+    attacker.function.reset()
+    attacker.function.enable()
+    attacker.status.clear()
+    attacker.start()
+    for base in ENGINES.values():
+        bus, graphics = attacker.status[base]
+        breadcrumb = pipe_control if base == RENDER else flush
+        assert attacker.run(base, breadcrumb(graphics + 0x200, 99))[-1][0] == 0x18
+        assert attacker.load(bus + 0x200) == 99
+    assert vgpu.native.counters["faulted"] == other.native.counters["faulted"] == 0
