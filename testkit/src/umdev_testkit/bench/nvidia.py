@@ -1,8 +1,8 @@
 """Rows of the NVIDIA GPU: its copy engine, and what it takes from a channel's kick to the fence.
 
 A driver with no VM has one channel whose ring, commands and fence lie in its own memory. It waits for each fence's
-interrupt. Copies run in its own thread, on a clock that it moves, so that the thread's own time is measured: a copy takes as
-long as a busy machine lets a thread run at a stretch.
+interrupt. Copies run in its own thread, on a clock that it moves, so that the thread's own time is measured: a copy
+takes as long as a busy machine lets a thread run at a stretch.
 """
 
 from __future__ import annotations
