@@ -324,6 +324,34 @@ class TestChannels:
         channel.go(*bind_copy(), *copy(DATA, channel.PUSH, PAGE), *release(FENCE, 1))
         channel.wait_idle()
 
+    def test_faults_that_nobody_looks_at_are_one_for_each_channel(self, attack):
+        attacker, vgpu = attack
+        fifo = vgpu.registers.fifo
+        attacker.victim.go(*release(0x7F00_0000, 1))
+        attacker.wait_until(attacker.faulted, "the fault")
+        channel = attacker.channel(1, start=False)
+        channel.emit(*release(0x7F00_0000, 1))
+        for _ in range(5):
+            channel.start()
+            channel.kick()
+            attacker.wait_until(lambda: fifo.channels.known[1].killed, "the channel's end")
+            channel.stop()
+        assert list(fifo.waiting) == [(8, 1)]
+        attacker.mmio.write32(0x259C, 1 << 8)
+        assert not fifo.waiting
+
+    def test_two_channels_fault_and_the_driver_hears_of_both(self, attack):
+        attacker, _ = attack
+        second = attacker.channel(1)
+        for channel in (attacker.victim, second):
+            channel.go(*release(0x7F00_0000, 1))
+        seen = set()
+        while len(seen) < 2:
+            attacker.wait_until(attacker.faulted, "the other fault")
+            seen.add(attacker.mmio.read32(0x2880) << 12)
+            attacker.mmio.write32(0x259C, 1 << 8)
+        assert seen == {attacker.victim.instance, second.instance}
+
     def test_kicks_and_binds_in_any_order(self, attack):
         attacker, vgpu = attack
         rng = random.Random(1)

@@ -130,5 +130,5 @@ def test_a_pin_is_a_level(vgpu, loopback_function):
 
 
 def test_a_vgpu_can_t_be_saved(vgpu):
-    with pytest.raises(SaveError):
+    with pytest.raises(SaveError, match="in the middle of"):
         vgpu.save()

@@ -7,7 +7,6 @@ and 31 is a channel's own. 0x2270 and 0x2274 hand over a runlist; 0x800000 has t
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from umdev.device import RO, W1C, At, Block, Register, RegisterArray, State
@@ -100,8 +99,8 @@ class FifoRegisters(Block["Vgpu"]):
     fault_trigger = RegisterArray(0x2A30, Register, count=PBDMAS)
     pbdma = At(0x40000, Pbdma, count=PBDMAS, stride=0x2000)
     channels = At(0x800000, ChannelTable)
-    waiting: State[deque[tuple[int, Channel, PageFault]]] = State(deque, save=False)
-    """Faults of units that have one already; as many as there are channels at most."""
+    waiting: State[dict[tuple[int, int], tuple[Channel, PageFault]]] = State(dict, save=False)
+    """By unit and channel: faults of units that have one already, the last one of each channel."""
 
     # Interrupts.
 
@@ -140,8 +139,8 @@ class FifoRegisters(Block["Vgpu"]):
     @fault_units.on_write
     def faults_seen(self, value: int) -> None:
         """The next fault of a unit takes the place of the one that was seen."""
-        waiting, self.waiting = self.waiting, deque()
-        for unit, channel, fault in waiting:
+        waiting, self.waiting = self.waiting, {}
+        for (unit, _), (channel, fault) in waiting.items():
             self._show_fault(unit, channel, fault)
         self.device.registers.pmc.evaluate()
 
@@ -167,7 +166,7 @@ class FifoRegisters(Block["Vgpu"]):
 
     def _show_fault(self, unit: int, channel: Channel, fault: PageFault) -> None:
         if self.fault_units.value >> unit & 1:
-            self.waiting.append((unit, channel, fault))
+            self.waiting[unit, channel.number] = channel, fault
             return
         if channel.instance is None:
             return

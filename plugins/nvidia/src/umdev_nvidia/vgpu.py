@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from umdev.device import Device, MemoryBar, ResetKind, State, query
+from umdev.device import Device, MemoryBar, ResetKind, SaveError, State, query
 from umdev_softgpu import MemoryPort, Target
 
 from .config_space import CAPABILITIES, INTERRUPTS
@@ -69,6 +69,10 @@ class Vgpu(Device):
         self._forget_clock()
         self.client.close()
         self.port.close()
+
+    def save(self) -> dict[str, Any]:
+        """Raises: SaveError, always."""
+        raise SaveError(f"{self} can't be saved: what a channel is in the middle of has no form outside this process")
 
     def _open_port(self) -> None:
         """A life's way to memory: closing it ends all that was going on."""

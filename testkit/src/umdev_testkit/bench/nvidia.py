@@ -1,7 +1,8 @@
 """Rows of the NVIDIA GPU: its copy engine, and what it takes from a channel's kick to the fence.
 
 A driver with no VM has one channel whose ring, commands and fence lie in its own memory. It waits for each fence's
-interrupt.
+interrupt. Copies run in its own thread, on a clock that it moves, so that the thread's own time is measured: a copy
+takes as long as a busy machine lets a thread run at a stretch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_SIZE
+from umdev.device import ManualClock
 from umdev.errors import NotSupported
 
 from umdev_testkit.functions import attached
@@ -39,7 +41,7 @@ ENGINE_RUNLIST = 1
 @contextmanager
 def ce_copy() -> Iterator[Pair]:
     """8 MiB from the driver's memory to video memory, against memcpy of the same bytes."""
-    with _channel() as channel:
+    with _channel(ManualClock()) as channel:
         channel.commands(_methods(4, 0x400, 0, SOURCE, 0, TARGET, 0, 0, COPIED, 1) + _methods(4, 0x300, 0x182))
         source, target = bytearray(COPIED), bytearray(COPIED)
         with ffi.from_buffer("uint8_t[]", source) as read, ffi.from_buffer("uint8_t[]", target) as written:
@@ -64,7 +66,8 @@ def _methods(subchannel: int, method: int, *data: int) -> list[int]:
 class _Channel:
     """A driver with one channel of the copy engine."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, clock: ManualClock | None) -> None:
+        self._clock = clock
         self.mmio, self.bar1 = function.bars[0], function.bars[1]
         self.buffer = function.allocate(SOURCE + COPIED)
         self.interrupts = function.enable_interrupts("msi")
@@ -114,10 +117,13 @@ class _Channel:
         self.buffer.write(COMMANDS, struct.pack(f"<{len(words)}I", *words))
         self.buffer.write(RING + 8 * self._put, struct.pack("<II", COMMANDS, len(words) << 10))
         self._put = (self._put + 1) % (1 << ENTRIES_LOG2)
-        start = time.perf_counter_ns()
+        now = time.thread_time_ns if self._clock else time.perf_counter_ns
+        start = now()
         self.bar1.write32(TARGET + COPIED + 0x8C, self._put)
+        if self._clock:
+            self._clock.advance(1)
         told = self.interrupts.wait(timeout=SECONDS)
-        elapsed = float(time.perf_counter_ns() - start)
+        elapsed = float(now() - start)
         if not told or int.from_bytes(self.buffer.read(FENCE, 4), "little") != self._fence:
             raise RuntimeError(f"fence {self._fence} has not come")
         self.mmio.write32(0x2100, 1 << 31)
@@ -126,16 +132,16 @@ class _Channel:
 
 
 @contextmanager
-def _channel() -> Iterator[_Channel]:
+def _channel(clock: ManualClock | None = None) -> Iterator[_Channel]:
     try:
         from umdev_nvidia import TeslaM10
     except ModuleNotFoundError as missing:
         raise NotSupported("umdev-nvidia is not installed: pip install umdev-nvidia") from missing
 
-    gpu = TeslaM10()
+    gpu = TeslaM10(clock)
     try:
         with gpu.create("nvidia-36") as vgpu, attached(vgpu, "loopback") as function:
-            channel = _Channel(function)
+            channel = _Channel(function, clock)
             yield channel
             channel.interrupts.close()
             channel.buffer.free()

@@ -26,7 +26,7 @@ ROWS = (
     Row("softgpu/fill", 2.0, softgpu.fill),
     Row("softgpu/copy", 2.0, softgpu.copy),
     Row("nvidia/ce-copy", 2.0, nvidia.ce_copy),
-    Row("nvidia/kick", 20.0, nvidia.kick),
+    Row("nvidia/kick", 25.0, nvidia.kick),
 )
 
 
