@@ -176,7 +176,11 @@ class Domain:
             if not intx and not polled:
                 _expect_messages(device, self)
             attachment = Attachment(device, "xen", "xen", endpoint=self)
-            attachment.attach()
+            try:
+                attachment.attach()
+            except BaseException:
+                self._windows.pop(attachment, None)
+                raise
             try:
                 attachment.run()
                 windows = self._windows.pop(attachment, [])
@@ -267,7 +271,16 @@ class Domain:
     def _end_soon(self, reason: str) -> None:
         """From a processor's thread, which the end waits for."""
         log.info("%s", reason)
-        threading.Thread(target=self._end, args=(reason,), name=f"end of xen {self}", daemon=True).start()
+        threading.Thread(target=self._end_at_last, args=(reason,), name=f"end of xen {self}", daemon=True).start()
+
+    def _end_at_last(self, reason: str) -> None:
+        while True:
+            try:
+                self._end(reason)
+            except StateError as error:
+                log.error("%s; it is waited for", error)  # noqa: TRY400 - no fault of this thread's
+            else:
+                return
 
     def _end(self, reason: str) -> None:
         with self._guard:
