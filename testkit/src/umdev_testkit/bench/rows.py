@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages, protect
+from . import kvm, memory, messages, protect, xen
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -23,6 +23,7 @@ ROWS = (
     Row("protect/trap/python", 1.5, protect.trap_python),
     Row("protect/arm", 1.2, protect.arm),
     Row("protect/track-scan", 1.2, protect.track_scan),
+    Row("xen/ioreq/c", 1.1, xen.ioreq_c, note="boots Xen in QEMU, which takes half a minute"),
 )
 
 
