@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from umdev_testkit.programs import static_program
 
 ROOT = Path(__file__).parents[3]
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("what", ["plugins/xen/tests/dom0", "examples"])
 def test_in_dom0(xen_guest, what):
+    static_program(ROOT / "plugins/xen/tests/programs/serial_irq.c")  # into the cache: dom0 can't write there
     done = xen_guest.pytest(what, "-q", "-m", "xen and not guest", "--timeout", "1500", folder=ROOT)
     output = done.output.decode(errors="replace")
     assert done.status == 0, output

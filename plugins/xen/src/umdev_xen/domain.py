@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_SIZE
-from umdev.bus import Attachment, AttachmentState, IrqIndex
+from umdev.bus import Attachment, AttachmentState, IrqIndex, RegionIndex
 from umdev.errors import HypervisorError, NotSupported, StateError
 
 from . import native as loops
@@ -38,6 +38,7 @@ __all__ = ["Domain"]
 
 log = logging.getLogger("umdev.xen")
 
+_INTERRUPT_LINE = 0x3C
 PATIENCE = 500
 """Milliseconds without a request after which the first processor's thread asks whether the domain is still there: Xen
 tells nobody but xenstored, and not of domains that xenstored does not know."""
@@ -183,6 +184,9 @@ class Domain:
                 raise
             try:
                 attachment.run()
+                if not intx and device.interrupts.pin:
+                    # What firmware writes where the pin leads nowhere (PCI Local Bus 3.0, 6.2.4): drivers then know.
+                    attachment.native.write(RegionIndex.CONFIG, _INTERRUPT_LINE, b"\xff")
                 windows = self._windows.pop(attachment, [])
                 self.bridge.plug(attachment, number, PassedWindows(windows) if windows else None, intx=intx)
             except BaseException:

@@ -84,7 +84,7 @@ def test_serve_ends_with_the_domain(guest, start):
     [
         (("--domain", "4242"), 1, "no such domain"),
         (("--domain", "nobody"), 3, "no domain is named 'nobody'"),
-        (("--domain", "4242", "--slot", "zero"), 1, "slots 1 to 31"),
+        (("--domain", "4242", "--slot", "zero"), 2, "slots 1 to 31"),
         ((), 2, "Missing option '--domain'"),
     ],
 )
