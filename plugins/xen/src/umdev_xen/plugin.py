@@ -68,8 +68,8 @@ class XenBus:
     def open_function(self, device: Device) -> Function:
         """Raises: NotSupported, always: a domain drives its devices, and making domains is the toolstack's work."""
         raise NotSupported(
-            f"{device} on xen is driven by a domain that the toolstack has made: umdev serve --bus xen --domain NAME, or "
-            "another bus to drive it from here"
+            f"{device} on xen is driven by a domain that the toolstack has made: umdev serve --bus xen --domain NAME, "
+            "or another bus to drive it from here"
         )
 
     def serve(
