@@ -69,10 +69,11 @@ with open(sys.argv[4], "w") as number:
 
 
 def _round(bed: XenGuest, side: str) -> Sequence[float]:
-    found: Sequence[float] | str = json.loads(_answer(bed, f"a round of the {side}", f"echo {side} >{_ORDERS} &"))
-    if isinstance(found, str):
-        raise GuestFailed(f"a round of the {side}: {found}\n{_log(bed)}")
-    return found
+    line = _answer(bed, f"a round of the {side}", f"echo {side} >{_ORDERS} &")
+    if not line.startswith("["):
+        raise GuestFailed(f"a round of the {side}: {line!r}\n{_log(bed)}")
+    times: list[float] = json.loads(line)
+    return times
 
 
 def _answer(bed: XenGuest, what: str, order: str = "") -> str:
@@ -81,7 +82,7 @@ def _answer(bed: XenGuest, what: str, order: str = "") -> str:
         {order}
         (while kill -0 $(cat {_NUMBER}) 2>/dev/null; do sleep 1; done; echo '"ended"' >{_ANSWERS}) &
         watcher=$!
-        read -r line <{_ANSWERS}
+        line=$(cat {_ANSWERS})  # not `read`: the end of a child interrupts the shell's own open
         kill $watcher
         echo "$line"
     """
