@@ -15,7 +15,12 @@ from umdev_xen import Domain, DomainType
 pytestmark = pytest.mark.xen
 SECONDS = 600.0  # for what takes a minute on an idle machine
 OUT, BACK = bytes(range(33, 97)), bytes(range(96, 32, -1))
+# The driver wants an interrupt's number before it binds (8250_pci.c), and Linux ignores numbers beyond 15 at boot.
 SERIAL = """
+device=/sys/bus/pci/devices/0000:00:01.0
+printf '\\005' | dd of=$device/config bs=1 seek=60 conv=notrunc 2>/dev/null
+echo 1 >$device/remove
+echo 1 >/sys/bus/pci/rescan
 port=$(ls -d /sys/bus/pci/devices/0000:00:01.0/*/*/tty/ttyS* /sys/bus/pci/devices/0000:00:01.0/tty/ttyS* 2>/dev/null)
 port=${port##*/}
 dmesg | grep 00:01.0
@@ -42,6 +47,7 @@ def test_mtty_without_interrupts():
     ):
         assert domain.type is DomainType.PVH
         domain.plug(card, polled=True)
+        assert card.config["interrupt_line"] == 0xFF, "no connection (PCI Local Bus 3.0, 6.2.4)"
         received = bytearray()
         place = card.query("terminals")[0]
         terminal = os.open(place, os.O_RDWR | os.O_NOCTTY)  # else it would be this process's own
@@ -60,6 +66,5 @@ def test_mtty_without_interrupts():
             assert run.status == 0, run.console
             host.join(SECONDS)
         assert bytes(received) == OUT
-        # "No connection", as PCI Local Bus 3.0, 6.2.4 has it for Interrupt Line.
-        assert re.search(r"ttyS\d at I/O 0x[0-9a-f]+ \(irq = 255", run.console), run.console
+        assert re.search(r"ttyS\d at I/O 0x[0-9a-f]+ \(irq = 5", run.console), run.console
         assert domain.counters["messages"] == 0
