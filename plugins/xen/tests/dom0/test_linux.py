@@ -29,6 +29,7 @@ dmesg | grep 00:01.0
 exec 5<>/dev/$port
 stty raw -echo <&5
 dd bs=64 count=1 iflag=fullblock <&5 >/from 2>/dev/null &
+echo ready for bytes
 cat /data >&5
 wait
 cmp /from /expected || exit 4
@@ -59,9 +60,10 @@ def test_mtty_without_interrupts():
                 while len(received) < len(OUT):
                     received.extend(end.read(len(OUT) - len(received)))
 
+            linux.unpause()
+            linux.wait_for("ready for bytes", SECONDS)  # what comes before is lost when a program closes the port
             host = threading.Thread(target=exchange, daemon=True)
             host.start()
-            linux.unpause()
             run = linux.wait(SECONDS)
             assert run.status == 0, run.console
             host.join(SECONDS)
