@@ -56,6 +56,16 @@ def test_real_guests_must_have_run(report, folder):
     assert report.main(folder) == 1
 
 
+def test_xen_must_have_run_and_nothing_of_it_may_be_skipped(report, folder):
+    skipped = SKIPPED.replace(
+        "needs a wish", "no (these tests run inside the Xen test bed: plugins/xen/tests/test_in_xen.py)"
+    )
+    write(folder / "xen.xml", PASSED, skipped)
+    assert report.main(folder) == 1
+    (folder / "xen.xml").unlink()
+    assert report.main(folder) == 1
+
+
 @pytest.mark.parametrize("case", [FAILED, BROKEN])
 def test_a_failure_counts(report, folder, capsys, case):
     write(folder / "guest.xml", PASSED, case)

@@ -32,6 +32,7 @@ NAMES = [
     "softgpu/copy",
     "nvidia/ce-copy",
     "nvidia/kick",
+    "xen/ioreq/c",
 ]
 
 
@@ -151,8 +152,14 @@ def test_lost_accesses_are_an_error():
         messages._expect_count(5, 15, 10)
 
 
-NEEDED = {"kvm": "umdev_kvm", "nvidia": "umdev_nvidia", "softgpu": "umdev_softgpu"}
-MEASURED = [name for name in NAMES if importlib.util.find_spec(NEEDED.get(name.split("/")[0], "umdev"))]
+NEEDED = {"kvm": "umdev_kvm", "nvidia": "umdev_nvidia", "softgpu": "umdev_softgpu", "xen": "umdev_xen"}
+MEASURED = [
+    pytest.param(name, marks=[pytest.mark.guest, pytest.mark.xen, pytest.mark.timeout(1500)])
+    if name.startswith("xen/")
+    else name
+    for name in NAMES
+    if importlib.util.find_spec(NEEDED.get(name.split("/")[0], "umdev"))
+]
 
 
 @pytest.mark.parametrize("name", MEASURED)

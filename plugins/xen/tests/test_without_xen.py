@@ -57,6 +57,11 @@ def test_the_bus_refuses_what_makes_no_sense():
         assert edu.attachment is None
 
 
+def test_the_host_drives_no_device_of_a_domain():
+    with Edu() as edu, pytest.raises(NotSupported, match="umdev serve --bus xen --domain NAME"):
+        bus.open_function(edu)
+
+
 def test_a_domain_by_its_number():
     assert find_domain("17") == 17
     assert DomainType.of(intx=False) is DomainType.PVH

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from umdev_testkit.xen_guest import XenGuest
 
 
+_ELSEWHERE = {
+    "kvm": "a TCG guest as well: plugins/kvm/tests/test_in_guest.py",
+    "xen": "the Xen test bed: plugins/xen/tests/test_in_xen.py",
+}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the markers known to projects that check them strictly."""
     config.addinivalue_line("markers", "guest: needs a real guest under QEMU (fetched by the test kit)")
@@ -62,7 +68,7 @@ def xen_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XenGuest]:
     """
     from umdev_testkit.xen_guest import XenGuest
 
-    with XenGuest(tmp_path_factory.mktemp("xen-guest"), timeout=3600) as guest:
+    with XenGuest(tmp_path_factory.mktemp("xen-guest"), timeout=6000) as guest:
         yield guest
 
 
@@ -126,8 +132,6 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
             except NotFound as error:
                 pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
-                pytest.skip(
-                    f"{error} (these tests run inside a TCG guest as well: plugins/{attachment}/tests/test_in_*.py)"
-                )
+                pytest.skip(f"{error} (these tests run inside {_ELSEWHERE[attachment]})")
 
         yield attach

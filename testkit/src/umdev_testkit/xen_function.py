@@ -7,24 +7,27 @@ accesses. Runs inside the Xen test bed only.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from umdev.addresses import PAGE_MASK, Iova
+from umdev.addresses import PAGE_MASK, PAGE_SIZE, Iova
 from umdev.bus import AttachedFunction, IrqIndex, RegionIndex, ResetKind
-from umdev.driver import DmaBuffer
-from umdev.errors import InvalidArgument, TransportError
+from umdev.driver import DmaBuffer, MappedArea
+from umdev.errors import InvalidArgument, NotSupported, TransportError
 
 from umdev_testkit.errors import GuestTimedOut
 from umdev_testkit.xen_payloads import COUNTS, IO_APIC, payload
 from umdev_testkit.xen_remote import RemoteDomains
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from umdev.bus import Area
     from umdev.device import Device
     from umdev_xen import Domain
 
@@ -143,6 +146,35 @@ class _Buffer(DmaBuffer):
         self._function.free(self.address)
 
 
+class _GuestArea(MappedArea):
+    """The domain's pages where the BAR is, as its processors reach them."""
+
+    def __init__(self, area: Area, domain: Domain, address: int) -> None:
+        from umdev_xen.memory import foreign_map, foreign_unmap
+
+        self.area = area
+        first, pages = address // PAGE_SIZE, area.length // PAGE_SIZE
+        mapped = foreign_map(domain.handles, range(first, first + pages))
+        if mapped is None:
+            raise NotSupported(f"{area} is not passed through: the domain has no memory there")
+        host, errors = mapped
+        self._unmap: Callable[[], None] = functools.partial(foreign_unmap, domain.handles, host, pages)
+        if any(errors):
+            self._unmap()
+            raise NotSupported(f"{area} is not passed through: the domain has no memory there")
+        self.view = memoryview((ctypes.c_ubyte * area.length).from_address(host)).cast("B")
+
+    def close(self) -> None:
+        """Unmap. May be called twice."""
+        self.view.release()
+        unmap, self._unmap = self._unmap, _nothing
+        unmap()
+
+
+def _nothing() -> None:
+    """It has been unmapped."""
+
+
 class XenFunction(AttachedFunction):
     """`device` in slot 1 of a bare domain of its own. Closing leaves the device open."""
 
@@ -197,6 +229,15 @@ class XenFunction(AttachedFunction):
                 self._bars = self._read_bars()
             else:
                 self._restore_bars()
+            self._tell()  # what came before a reset came before it returns
+
+    def map_area(self, index: int, number: int = 0) -> MappedArea:
+        """What the domain's processors reach with no request. Raises: NotSupported, InvalidArgument."""
+        info = self.regions.get(index)
+        if info is None or not 0 <= number < len(info.areas):
+            return super().map_area(index, number)
+        address = self.device.config.bar_address(index) + info.areas[number].offset
+        return _GuestArea(info.areas[number], self.domain, address)
 
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer in the domain's memory. Raises: InvalidArgument, TransportError when it is used up."""
@@ -289,6 +330,7 @@ class XenFunction(AttachedFunction):
         self.expect_open()
         self.attachment.reset(ResetKind.BUS)
         self._restore_bars()
+        self._tell()
 
     def close(self) -> None:
         """Detach the device, with a reset as for a lost client, and destroy the domain. May be called twice."""
@@ -340,9 +382,12 @@ class XenFunction(AttachedFunction):
 
     def _hear(self) -> None:
         while not self._over.wait(_GLANCE):
-            with self._turn:
-                if self._heard and not self.domain.ended:
-                    self._look()
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._turn:
+            if self._heard and not self.domain.ended:
+                self._look()
 
     def _look(self) -> None:
         data = self.load(COUNTS, 4 * len(self._counts))

@@ -110,7 +110,8 @@ def _prepare() -> str:
     The tools run there, too, as it is writable: in this machine's, a link of their name enters it.
     """
     image = xen_image()
-    lines = ["set -e", "test -d /sys/hypervisor || { echo no Xen below; exit 1; }", "mount -t xenfs xenfs /proc/xen"]
+    lines = ["set -e", "test -d /sys/hypervisor || { echo no Xen below; exit 1; }"]
+    lines += [f"mount -t xenfs xenfs {root}/proc/xen" for root in ("", ROOT)]
     lines += [f"mkdir -p {_LIBRARIES} {_PROGRAMS} {CONSOLES} {_FOLDERS}"]
     lines += ["ln -s /run /var/run", ": >/etc/xen/xl.conf"]
     lines += [f"ln -s {shlex.quote(str(path))} {_LIBRARIES}/" for path in (*image.loadable, build())]

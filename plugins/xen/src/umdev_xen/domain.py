@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_SIZE
-from umdev.bus import Attachment, AttachmentState, IrqIndex
+from umdev.bus import Attachment, AttachmentState, IrqIndex, RegionIndex
 from umdev.errors import HypervisorError, NotSupported, StateError
 
 from . import native as loops
@@ -38,6 +38,7 @@ __all__ = ["Domain"]
 
 log = logging.getLogger("umdev.xen")
 
+_INTERRUPT_LINE = 0x3C
 PATIENCE = 500
 """Milliseconds without a request after which the first processor's thread asks whether the domain is still there: Xen
 tells nobody but xenstored, and not of domains that xenstored does not know."""
@@ -176,9 +177,16 @@ class Domain:
             if not intx and not polled:
                 _expect_messages(device, self)
             attachment = Attachment(device, "xen", "xen", endpoint=self)
-            attachment.attach()
+            try:
+                attachment.attach()
+            except BaseException:
+                self._windows.pop(attachment, None)
+                raise
             try:
                 attachment.run()
+                if not intx and device.interrupts.pin:
+                    # What firmware writes where the pin leads nowhere (PCI Local Bus 3.0, 6.2.4): drivers then know.
+                    attachment.native.write(RegionIndex.CONFIG, _INTERRUPT_LINE, b"\xff")
                 windows = self._windows.pop(attachment, [])
                 self.bridge.plug(attachment, number, PassedWindows(windows) if windows else None, intx=intx)
             except BaseException:
@@ -267,7 +275,16 @@ class Domain:
     def _end_soon(self, reason: str) -> None:
         """From a processor's thread, which the end waits for."""
         log.info("%s", reason)
-        threading.Thread(target=self._end, args=(reason,), name=f"end of xen {self}", daemon=True).start()
+        threading.Thread(target=self._end_at_last, args=(reason,), name=f"end of xen {self}", daemon=True).start()
+
+    def _end_at_last(self, reason: str) -> None:
+        while True:
+            try:
+                self._end(reason)
+            except StateError as error:
+                log.error("%s; it is waited for", error)  # noqa: TRY400 - no fault of this thread's
+            else:
+                return
 
     def _end(self, reason: str) -> None:
         with self._guard:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from umdev.addresses import HostVirt, Iova
     from umdev.bus import AddressSpace, Attachment, Row
     from umdev.device import Device
+    from umdev.driver import Function
     from umdev.services import (
         Area,
         Decline,
@@ -63,6 +64,13 @@ class XenBus:
         ServeOption("slot", "The PCI slot, 1 to 31; the lowest free one unless given."),
         ServeOption("polled", "Its driver needs no interrupts: serve it where they can't be delivered.", flag=True),
     )
+
+    def open_function(self, device: Device) -> Function:
+        """Raises: NotSupported, always: a domain drives its devices, and making domains is the toolstack's work."""
+        raise NotSupported(
+            f"{device} on xen is driven by a domain that the toolstack has made: umdev serve --bus xen --domain NAME, "
+            "or another bus to drive it from here"
+        )
 
     def serve(
         self,

@@ -140,11 +140,15 @@ class Sample(Device):
         self.resets.append(kind.name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _inside_the_bed() -> None:
+    if "UMDEV_XEN_BED" not in os.environ:
+        pytest.skip("these tests run inside the Xen test bed: plugins/xen/tests/test_in_xen.py")
+
+
 @pytest.fixture(scope="session")
 def domains() -> Iterator[RemoteDomains]:
     """The process that makes domains."""
-    if "UMDEV_XEN_BED" not in os.environ:
-        pytest.skip("these tests run inside the Xen test bed: plugins/xen/tests/test_in_xen.py")
     with RemoteDomains() as made:
         yield made
 

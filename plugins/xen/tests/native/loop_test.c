@@ -197,6 +197,12 @@ static void test_requests(void)
     go((put(&(struct fields){3 * UMDEV_XEN_PAGE + 8, 0xABCD, 1, 2, 0, 0, 1, 1}), vcpu));
     CHECK(guest[3 * UMDEV_XEN_PAGE + 8] == 0xCD);
 
+    put(&(struct fields){3 * UMDEV_XEN_PAGE + 8, 1, 1, 2, 0, 0, 1, 1});
+    umdev_xen_hold(domain);
+    CHECK(umdev_xen_is_busy(domain, 3) && !umdev_xen_is_busy(domain, 2));
+    umdev_xen_unhold(domain);
+    page[REQUEST_FLAGS] = STATE_NONE;
+
     umdev_xen_read_counters(domain, &counters);
     CHECK(counters.malformed == 0 && counters.unclaimed == 1 && counters.unreachable == 0 && counters.stores == 1);
     umdev_xen_free(domain);

@@ -39,6 +39,8 @@ def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
     results = []
     with _progress(len(rows) * rounds) as step:
         for row in rows:
+            if row.note:
+                click.echo(f"{row.name} {row.note}", err=True)
             try:
                 result = measure(row, rounds, step)
             except NotSupported as error:

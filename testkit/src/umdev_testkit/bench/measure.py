@@ -35,13 +35,15 @@ class Row:
     """One line of the bench. `target` is the largest ratio that the design allows.
 
     `reached`: where the target is missed for a reason that docs/explanation/speed gives, the ratio that holds instead.
-    `--check` keeps it from growing; the verdict is still `missed`.
+    `--check` keeps it from growing; the verdict is still `missed`. `note`: what it does for more than a second before
+    its first round.
     """
 
     name: str
     target: float
     prepare: Callable[[], AbstractContextManager[Pair]]
     reached: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

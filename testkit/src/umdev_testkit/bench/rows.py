@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages, nvidia, protect, softgpu
+from . import kvm, memory, messages, nvidia, protect, softgpu, xen
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -27,6 +27,7 @@ ROWS = (
     Row("softgpu/copy", 2.0, softgpu.copy),
     Row("nvidia/ce-copy", 2.0, nvidia.ce_copy),
     Row("nvidia/kick", 25.0, nvidia.kick),
+    Row("xen/ioreq/c", 1.1, xen.ioreq_c, note="boots Xen in QEMU, which takes half a minute"),
 )
 
 
