@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pwd
@@ -62,7 +63,9 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: over.set())
     with ExitStack() as stack:
-        made = [stack.enter_context(_create(name)) for name in devices]
+        made = [_create(name) for name in devices]
+        for device in made:
+            stack.callback(_close, device)
         opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
         for device in made:
             slot = opened.plug(device, polled=polled)
@@ -82,6 +85,12 @@ def _serve(
         if opened.reason is not None:
             click.echo(opened.reason, err=True)
     return 0
+
+
+def _close(device: Device) -> None:
+    """As another user the claim's file can't be removed: it counts for nothing once this process has ended."""
+    with contextlib.suppress(PermissionError):
+        device.close()
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:
