@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import InvalidArgument, NotFound
+from umdev.errors import InvalidArgument, NotFound, StateError
 
 if TYPE_CHECKING:
     from umdev.device import Device, Parent
@@ -65,7 +65,7 @@ def _serve(
     with ExitStack() as stack:
         made = [_create(name) for name in devices]
         for device in made:
-            stack.callback(_close, device)
+            stack.callback(_close, device, account is not None)
         opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
         for device in made:
             slot = opened.plug(device, polled=polled)
@@ -87,9 +87,9 @@ def _serve(
     return 0
 
 
-def _close(device: Device) -> None:
+def _close(device: Device, as_other: bool) -> None:
     """As another user the claim's file can't be removed: it counts for nothing once this process has ended."""
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(*(PermissionError, StateError) if as_other else ()):
         device.close()
 
 
