@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pwd
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import InvalidArgument, NotFound, StateError
+from umdev.errors import HypervisorError, InvalidArgument, NotFound, StateError
 
 if TYPE_CHECKING:
     from umdev.device import Device, Parent
@@ -66,7 +67,13 @@ def _serve(
         made = [_create(name) for name in devices]
         for device in made:
             stack.callback(_close, device, account is not None)
-        opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
+        try:
+            opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
+        except HypervisorError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            click.echo(f"domain {domid} has gone already", err=True)  # its name is still in xenstore
+            return 0
         for device in made:
             slot = opened.plug(device, polled=polled)
             click.echo(f"0000:00:{slot:02x}.0 {device} of domain {domid}", err=True)
