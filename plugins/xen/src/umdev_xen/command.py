@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import pwd
@@ -11,7 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import InvalidArgument, NotFound
+from umdev.errors import HypervisorError, InvalidArgument, NotFound, StateError
 
 if TYPE_CHECKING:
     from umdev.device import Device, Parent
@@ -62,8 +64,16 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: over.set())
     with ExitStack() as stack:
-        made = [stack.enter_context(_create(name)) for name in devices]
-        opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
+        made = [_create(name) for name in devices]
+        for device in made:
+            stack.callback(_close, device, account is not None)
+        try:
+            opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
+        except HypervisorError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            click.echo(f"domain {domid} has gone already", err=True)  # its name is still in xenstore
+            return 0
         for device in made:
             slot = opened.plug(device, polled=polled)
             click.echo(f"0000:00:{slot:02x}.0 {device} of domain {domid}", err=True)
@@ -82,6 +92,12 @@ def _serve(
         if opened.reason is not None:
             click.echo(opened.reason, err=True)
     return 0
+
+
+def _close(device: Device, as_other: bool) -> None:
+    """As another user the claim's file can't be removed: it counts for nothing once this process has ended."""
+    with contextlib.suppress(*(PermissionError, StateError) if as_other else ()):
+        device.close()
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:
