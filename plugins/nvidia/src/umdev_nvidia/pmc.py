@@ -66,6 +66,20 @@ class Pmc(Block["Vgpu"]):
         """The driver writes ones and looks which stay."""
         self.pbdma_enable.value = value & (1 << PBDMAS) - 1
 
+    @property
+    def interrupt_state(self) -> dict[str, object]:
+        """Where an interrupt is on its way to the driver."""
+        fifo = self.device.registers.fifo
+        return {
+            "on": bool(self.enable.on),
+            "pending": self.pending(),
+            "mask": self.mask.value,
+            "fifo_pending": fifo.pending,
+            "fifo_enabled": fifo.enable.value,
+            "awaits_rearm": self.awaits_rearm,
+            "messages": self.messages,
+        }
+
     def rearm(self) -> None:
         """See `ConfigMirror.rearm`."""
         self.awaits_rearm = False

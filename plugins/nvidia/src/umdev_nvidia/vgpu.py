@@ -113,7 +113,7 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """The engine's time that it used, its channels, and what was refused."""
+        """The engine's time that it used, its channels, its interrupts, and what was refused."""
         known = self.registers.fifo.channels.known
         return {
             "busy_ns": self.client.busy_ns,
@@ -125,7 +125,7 @@ class Vgpu(Device):
                 for number, channel in known.items()
                 if channel.instance is not None
             },
-            "messages": self.registers.pmc.messages,
+            "interrupts": self.registers.pmc.interrupt_state,
             "windows_refused": [self.bar1_window.refused, self.bar3_window.refused, int(self.pramin.native.refused)],
             "refused": dict(self.refused),
         }
