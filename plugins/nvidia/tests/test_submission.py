@@ -6,6 +6,7 @@ import pytest
 from .conftest import (
     COPY,
     FAULT,
+    FIFO_INTR,
     GRAPHICS,
     LARGE_PAGE,
     NON_STALL,
@@ -246,6 +247,20 @@ def test_a_channel_is_stopped_and_bound_again(driver, work):
         work.stop()
         work.put = work._fill = 0
         work.start()
+
+
+def test_an_interrupt_that_comes_before_its_predecessor_s_acknowledgement_is_not_lost(loopback_driver):
+    driver = loopback_driver
+    mmio = driver.mmio
+    work = prepare(driver)
+    work.go(*interrupt())
+    driver.wait_until(lambda: mmio.read32(FIFO_INTR) & NON_STALL, "the interrupt")
+    work.go(*release(FENCE, 2), *interrupt())
+    driver.wait_until(lambda: work.get == work.put, "the second one")
+    mmio.write32(FIFO_INTR, NON_STALL)
+    assert mmio.read32(FIFO_INTR) & NON_STALL
+    mmio.write32(FIFO_INTR, NON_STALL)
+    assert not mmio.read32(FIFO_INTR) & NON_STALL
 
 
 def test_a_thousand_kicks_around_the_ring(loopback_driver):

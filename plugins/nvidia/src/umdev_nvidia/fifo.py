@@ -99,6 +99,8 @@ class FifoRegisters(Block["Vgpu"]):
     fault_trigger = RegisterArray(0x2A30, Register, count=PBDMAS)
     pbdma = At(0x40000, Pbdma, count=PBDMAS, stride=0x2000)
     channels = At(0x800000, ChannelTable)
+    unseen = State(lambda: False)
+    """A channel's interrupt came after the driver last read what is pending."""
     waiting: State[dict[tuple[int, int], tuple[Channel, PageFault]]] = State(dict, save=False)
     """By unit and channel: faults of units that have one already, the last one of each channel."""
 
@@ -122,6 +124,7 @@ class FifoRegisters(Block["Vgpu"]):
     @intr.on_read
     def read_intr(self) -> int:
         """See `pending`."""
+        self.unseen = False
         return self.pending
 
     @pbdma_units.on_read
@@ -130,10 +133,20 @@ class FifoRegisters(Block["Vgpu"]):
         return sum(1 << number for number, pbdma in enumerate(self.pbdma) if pbdma.wanted)
 
     @intr.on_write
+    def acknowledge(self, value: int) -> None:
+        """Only what was read is acknowledged.
+
+        The write may be long on its way (it is posted), and a driver that looks at fences in its own memory meanwhile
+        has not seen the one that comes before the write arrives.
+        """
+        if self.unseen:
+            self.intr.value |= NON_STALL
+        self.device.registers.pmc.evaluate()
+
     @enable.on_write
     @runlist_done.on_write
     def changed(self, value: int) -> None:
-        """Acknowledged, masked or unmasked."""
+        """Masked or unmasked, or a runlist acknowledged."""
         self.device.registers.pmc.evaluate()
 
     @fault_units.on_write
@@ -147,6 +160,7 @@ class FifoRegisters(Block["Vgpu"]):
     def non_stall(self) -> None:
         """A channel's own interrupt; those that come together are one."""
         self.intr.value |= NON_STALL
+        self.unseen = True
         self.device.registers.pmc.evaluate()
 
     def report_host_error(self, channel: Channel, error: HostError) -> None:

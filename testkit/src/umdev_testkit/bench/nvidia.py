@@ -126,6 +126,7 @@ class _Channel:
         elapsed = float(now() - start)
         if not told or int.from_bytes(self.buffer.read(FENCE, 4), "little") != self._fence:
             raise RuntimeError(f"fence {self._fence} has not come")
+        self.mmio.read32(0x2100)
         self.mmio.write32(0x2100, 1 << 31)
         self.mmio.write8(0x88068, 0xFF)
         return elapsed
