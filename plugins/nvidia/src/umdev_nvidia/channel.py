@@ -102,6 +102,19 @@ class Channel:
         )
 
     @property
+    def channel_state(self) -> dict[str, object]:
+        """How far it is, and what it has taken."""
+        execution = self._execution
+        return {
+            "busy_ns": self.queue.busy_ns,
+            "runlist": self.runlist,
+            "runnable": self.runnable,
+            "killed": self.killed,
+            "get": execution.pusher.get if execution else None,
+            "put": execution.user_page.put if execution else None,
+        }
+
+    @property
     def runlist(self) -> int:
         """The one that it is on; of the graphics engine where it is on both."""
         return min(self.runlists, default=GRAPHICS_RUNLIST)
