@@ -243,8 +243,8 @@ class TestTables:
         channel.start()
         channel.go(*release(FENCE, 1))
         attacker.wait_until(attacker.faulted, "the fault")
-        assert attacker.mmio.read32(0x259C) == 1 << 8
-        assert attacker.mmio.read32(0x280C + 0x80) == 6 << 8 | 0x40 | 3
+        assert attacker.mmio.read32(0x259C) == 1 << 7
+        assert attacker.mmio.read32(0x280C + 0x70) == 6 << 8 | 0x40 | 3
 
 
 def ring(ring_high=6 << 16, user=None, ring_low=0x1000_0000):
@@ -289,10 +289,10 @@ class TestChannels:
         attacker, _ = attack
         attacker.bar1.write32(attacker.victim.user_offset + 0x8C, 64)
         attacker.wait_until(lambda: attacker.mmio.read32(0x2100) & PBDMA, "the error")
-        assert attacker.mmio.read32(0x25A0) == 2
-        assert attacker.mmio.read32(0x42108) == 1 << 14
-        assert attacker.mmio.read32(0x42120) == 0
-        attacker.mmio.write32(0x42108, ALL_ONES)
+        assert attacker.mmio.read32(0x25A0) == 1
+        assert attacker.mmio.read32(0x40108) == 1 << 14
+        assert attacker.mmio.read32(0x40120) == 0
+        attacker.mmio.write32(0x40108, ALL_ONES)
         attacker.fence_comes()
 
     @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ class TestChannels:
         attacker.victim.entry(at, dwords)
         attacker.victim.kick()
         attacker.wait_until(attacker.faulted, "the fault")
-        assert attacker.mmio.read32(0x259C) == 1 << 8
+        assert attacker.mmio.read32(0x259C) == 1 << 7
 
     def test_a_ring_of_empty_entries_does_not_hold_the_engine(self, attack):
         attacker, _ = attack
@@ -336,8 +336,8 @@ class TestChannels:
             channel.kick()
             attacker.wait_until(lambda: fifo.channels.known[1].killed, "the channel's end")
             channel.stop()
-        assert list(fifo.waiting) == [(8, 1)]
-        attacker.mmio.write32(0x259C, 1 << 8)
+        assert list(fifo.waiting) == [(7, 1)]
+        attacker.mmio.write32(0x259C, 1 << 7)
         assert not fifo.waiting
 
     def test_two_channels_fault_and_the_driver_hears_of_both(self, attack):
@@ -348,8 +348,8 @@ class TestChannels:
         seen = set()
         while len(seen) < 2:
             attacker.wait_until(attacker.faulted, "the other fault")
-            seen.add(attacker.mmio.read32(0x2880) << 12)
-            attacker.mmio.write32(0x259C, 1 << 8)
+            seen.add(attacker.mmio.read32(0x2870) << 12)
+            attacker.mmio.write32(0x259C, 1 << 7)
         assert seen == {attacker.victim.instance, second.instance}
 
     def test_kicks_and_binds_in_any_order(self, attack):
@@ -444,8 +444,8 @@ class TestMethods:
         attacker.victim.go(*dwords)
         attacker.wait_until(lambda: attacker.mmio.read32(0x2100) & PBDMA, "the error")
         attacker.victim.wait_idle()
-        assert attacker.mmio.read32(0x42108) == bits
-        attacker.mmio.write32(0x42108, ALL_ONES)
+        assert attacker.mmio.read32(0x40108) == bits
+        attacker.mmio.write32(0x40108, ALL_ONES)
         assert not attacker.mmio.read32(0x2100) & PBDMA
         attacker.fence_comes()
 

@@ -41,11 +41,11 @@ def test_the_vbios_has_the_tables_that_nouveau_looks_for(mmio):
 
 def test_the_topology_names_two_engines_on_two_runlists(mmio):
     words = [mmio.read32(0x22700 + 4 * number) for number in range(64)]
-    numbers = (12 << 15 | 12 << 9, 1 << 26 | 1 << 21 | 7 << 15 | 21 << 9)
+    numbers = (1 << 21 | 12 << 15 | 12 << 9, 1 << 26 | 7 << 15 | 21 << 9)
     assert words[:3] == [0x8040_0005, 0x8000_003E | numbers[0], 3]
     assert words[3:6] == [0x8010_6005 | 0x1B << 3, 0x8000_003E | numbers[1], 15]
     assert not any(words[6:])
-    assert [engine.runlist for engine in ENGINES] == [0, 1]
+    assert [engine.runlist for engine in ENGINES] == [1, 0]
 
 
 @pytest.mark.parametrize(("type_", "megabytes"), [("nvidia-35", 512), ("nvidia-39", 1024), ("nvidia-45", 8192)])

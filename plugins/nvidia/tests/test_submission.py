@@ -228,13 +228,13 @@ def test_a_page_fault_kills_the_channel_and_the_next_one_works(driver, work):
     assert mmio.read32(0x259C) == 1 << 0x1B
     shown = [mmio.read32(0x2800 + 0x1B0 + at) for at in (0, 4, 8, 12)]
     assert shown == [work.instance >> 12, 0x7F00_0000, 0, 0x19 << 8 | 0x40]
-    mmio.write32(0x2630, 2)
+    mmio.write32(0x2630, 1)
     mmio.write32(0x800004, 0x800)
     mmio.write32(0x259C, 1 << 0x1B)
     assert not mmio.read32(0x2100) & FAULT
     driver.listed[COPY].remove(0)
     driver.submit_runlist(COPY)
-    mmio.write32(0x262C, 2)
+    mmio.write32(0x262C, 1)
     mmio.write32(0x2630, 0)
     assert driver.word(work.fence) == 0
     finish(driver, prepare(driver, 1))

@@ -15,6 +15,7 @@ from umdev_softgpu import Fault, Step
 from .execution import Execution, Outcome
 from .page_tables import address_space, tables_of
 from .pusher import Pusher
+from .topology import COPY_RUNLIST, GRAPHICS_RUNLIST
 from .user_page import PUT, UserPage
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .trouble import HostError, LaunchError
     from .vgpu import Vgpu
 
-GRAPHICS_RUNLIST = 0
 _USERD, _RING = 0x08, 0x48
 _PAIR = struct.Struct("<II")
 
@@ -102,9 +102,22 @@ class Channel:
         )
 
     @property
+    def channel_state(self) -> dict[str, object]:
+        """How far it is, and what it has taken."""
+        execution = self._execution
+        return {
+            "busy_ns": self.queue.busy_ns,
+            "runlist": self.runlist,
+            "runnable": self.runnable,
+            "killed": self.killed,
+            "get": execution.pusher.get if execution else None,
+            "put": execution.user_page.put if execution else None,
+        }
+
+    @property
     def runlist(self) -> int:
         """The one that it is on; of the graphics engine where it is on both."""
-        return min(self.runlists, default=GRAPHICS_RUNLIST)
+        return max(self.runlists, default=COPY_RUNLIST)
 
     def forget_translations(self) -> None:
         """Page tables may have changed."""

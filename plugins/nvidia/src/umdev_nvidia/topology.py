@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 TABLE_WORDS = 64
 PBDMAS = 2
 """Units that fetch commands; number n serves runlist n."""
+COPY_RUNLIST, GRAPHICS_RUNLIST = 0, 1
+"""Linux 6.12 tells only runlist 0's fences of interrupts, on GPUs of this age: a fence waits for an event of its runlist's
+number, and the interrupt's has number 0 (nvkm/engine/fifo, uchan.c and gk104.c). So 0 is that of the copies."""
 GRAPHICS, COPY2 = 0, 3
 """Types of engine."""
 
@@ -43,8 +46,8 @@ class EngineSpec:
 
 
 ENGINES = (
-    EngineSpec("graphics", GRAPHICS, 0x400000, 0x00, 0, 0, 12, 12),
-    EngineSpec("copy2", COPY2, 0x106000, 0x1B, 1, 1, 7, 21),
+    EngineSpec("graphics", GRAPHICS, 0x400000, 0x00, 0, GRAPHICS_RUNLIST, 12, 12),
+    EngineSpec("copy2", COPY2, 0x106000, 0x1B, 1, COPY_RUNLIST, 7, 21),
 )
 """Graphics is listed because nouveau gives programs no channel without it. It has no classes: its channels run what the
 host and the copy engine can."""

@@ -121,9 +121,7 @@ class Vgpu(Device):
             "frame_rate": self.client.frame_rate,
             "megabytes": self.megabytes,
             "channels": {
-                str(number): {"busy_ns": channel.queue.busy_ns, "runlist": channel.runlist, "killed": channel.killed}
-                for number, channel in known.items()
-                if channel.instance is not None
+                str(number): channel.channel_state for number, channel in known.items() if channel.instance is not None
             },
             "interrupts": self.registers.pmc.interrupt_state,
             "windows_refused": [self.bar1_window.refused, self.bar3_window.refused, int(self.pramin.native.refused)],
