@@ -59,6 +59,7 @@ class EngineState:
         self._port: list[int] = []
         self._elements: list[Descriptor] = []
         self._waiting: list[Descriptor] = []
+        self._noted: list[tuple[Switch, int]] = []
         self._execution: Execution | None = None
         self.error = ""
 
@@ -97,7 +98,7 @@ class EngineState:
         self._elements = elements
         self._execution = None
         self._show_running()
-        self._report(Switch.IDLE_TO_ACTIVE, 0)
+        self._noted.append((Switch.IDLE_TO_ACTIVE, 0))
         self.queue.submit(Run(self, self.generation))
 
     def _lite_restore(self, elements: list[Descriptor]) -> None:
@@ -106,21 +107,24 @@ class EngineState:
             self.forget_translations()
             self._execution.context.reload_tail(self.memory)
         self._elements = [self._elements[0], *elements[1:]]
-        self._report(Switch.PREEMPTED | Switch.LITE_RESTORE, elements[0].identity)
+        self._noted.append((Switch.PREEMPTED | Switch.LITE_RESTORE, elements[0].identity))
 
     def step(self, budget: Budget, generation: int) -> Step:
         """One turn on the scheduler's thread, without the device lock."""
         with self.vgpu.locked():
             if generation != self.generation:
                 return Step.DONE
+            self._report_noted()
             if self._execution is None and not self._load():
                 return Step.DONE
             execution = self._execution
-        assert execution is not None
+        if execution is None:  # reset while something of the above waited for a message
+            return Step.DONE
         outcome = execution.run(budget)
         with self.vgpu.locked():
             if generation != self.generation:
                 return Step.DONE
+            self._report_noted()
             self._show_progress(execution)
             match outcome:
                 case Outcome.MORE:
@@ -148,8 +152,11 @@ class EngineState:
     def _load(self) -> bool:
         """Load the first element's context; False: it can't be, and the engine has stopped."""
         self.contexts += 1
+        generation = self.generation
         self.forget_translations()
         found = Context.load(self._elements[0], self.memory)
+        if generation != self.generation:  # reset while it waited for a message
+            return False
         if isinstance(found, Context):
             self._pin(found)
             self._execution = Execution(self, found)
@@ -176,6 +183,11 @@ class EngineState:
             waiting, self._waiting = self._waiting, []
             self._start(waiting)
         return Step.DONE
+
+    def _report_noted(self) -> None:
+        """What handlers have noted: they do no DMA themselves, since memory may be reached by message only."""
+        while self._noted:
+            self._report(*self._noted.pop(0))
 
     def _report(self, status: Switch, identity: int) -> None:
         """Entry, then index, then interrupt: the order in which the driver looks at them."""
@@ -230,7 +242,7 @@ class EngineState:
         self.memory.close()
         self.memory = GraphicsMemory(self.vgpu, self.vgpu.table, self.vgpu.shadows)
         self._port.clear()
-        self._elements, self._waiting = [], []
+        self._elements, self._waiting, self._noted = [], [], []
         self._execution = None
         self.error = ""
         for register in (self.ring.head, self.ring.tail, self.ring.start, self.ring.control, self.ring.mode):
