@@ -18,8 +18,8 @@ TABLE_WORDS = 64
 PBDMAS = 2
 """Units that fetch commands; number n serves runlist n."""
 COPY_RUNLIST, GRAPHICS_RUNLIST = 0, 1
-"""Linux 6.12 tells only runlist 0's fences of interrupts, on GPUs of this age: a fence waits for an event of its
-runlist's number, and the interrupt's has number 0 (nvkm/engine/fifo, uchan.c and gk104.c). So the copies have 0."""
+"""Linux 6.12 wakes only runlist 0's fences by interrupt, on GPUs of this age: a fence waits for its runlist's event,
+and the interrupt's has number 0 (nvkm/engine/fifo, uchan.c and gk104.c). So 0 is that of the copies."""
 GRAPHICS, COPY2 = 0, 3
 """Types of engine."""
 
