@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from umdev.errors import Conflict, InvalidArgument, NotFound, UmdevError
+from umdev.errors import InvalidArgument, UmdevError
 from umdev.plugins import plugins
 
 from .failures import Exit, exit_code, line
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .definitions import Definition
 
-__all__ = ["check", "every", "offering"]
+__all__ = ["check", "every"]
 
 
 def every() -> tuple[list[Parent], int]:
@@ -45,16 +45,3 @@ def check(parent_name: str, definition: Definition) -> Parent:
             known = ", ".join(offered.attributes) or "none"
             raise InvalidArgument(f"type {offered.id} has no attribute {name!r}; it has: {known}")
     return parent
-
-
-def offering(type_id: str) -> Parent:
-    """The only parent that offers a type. Raises: NotFound, Conflict when several do."""
-    parents, _code = every()
-    found = [parent for parent in parents if type_id in parent.types]
-    if not found:
-        types = ", ".join(sorted(offered for parent in parents for offered in parent.types)) or "none"
-        raise NotFound(f"no parent offers a type {type_id!r}; there are: {types}")
-    if len(found) > 1:
-        names = ", ".join(parent.name for parent in found)
-        raise Conflict(f"several parents offer {type_id} ({names}); say which with --parent")
-    return found[0]

@@ -1,6 +1,16 @@
 """Everything a bus driver imports: attachments, the address space it fills, and the hooks it implements."""
 
-from .attach import AttachedFunction, Attachment, AttachmentState, Bound, BoundServices, PushedMemory
+from .attach import (
+    AttachedFunction,
+    Attachment,
+    AttachmentState,
+    Bound,
+    BoundServices,
+    HostBridge,
+    Placement,
+    PluggedFunction,
+    PushedMemory,
+)
 from .device.dispatch import NativeDevice
 from .device.native import api_address
 from .hookspecs import hookimpl
@@ -36,6 +46,7 @@ __all__ = [
     "BoundServices",
     "Decline",
     "Doorbell",
+    "HostBridge",
     "InterruptPort",
     "InterruptSink",
     "IrqIndex",
@@ -45,6 +56,8 @@ __all__ = [
     "PagePinner",
     "PageProtector",
     "Passthrough",
+    "Placement",
+    "PluggedFunction",
     "ProtectMode",
     "Protection",
     "PushedMemory",

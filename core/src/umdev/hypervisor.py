@@ -1,7 +1,7 @@
 """Everything a hypervisor plugin imports: the services of category (b) and the hooks that ask for them."""
 
 from .addresses import PAGE_SIZE, GuestPhys, HostVirt, Iova
-from .attach import Attachment
+from .attach import Attachment, TableTranslator
 from .hookspecs import hookimpl
 from .memory.address_space import AddressSpace
 from .memory.compare import ComparisonProtector
@@ -50,6 +50,7 @@ __all__ = [
     "Row",
     "Run",
     "Service",
+    "TableTranslator",
     "Translator",
     "Userfault",
     "UserfaultProtector",

@@ -46,6 +46,7 @@ __all__ = [
     "QemuNotFound",
     "QemuTooOld",
     "QemuUnusable",
+    "SanitizerMissing",
     "ScriptFailed",
 ]
 
@@ -123,9 +124,15 @@ class ModuleMissing(GuestError, LookupError):
 
 
 class CompileFailed(GuestError):
-    """A program for the guest could not be compiled."""
+    """A program for the guest, or a test in C, could not be compiled."""
 
     errno = _errno.EINVAL
+
+
+class SanitizerMissing(GuestError):
+    """The C compiler or the kernel can't do a sanitizer, or there is no compiler."""
+
+    errno = _errno.ENOSYS
 
 
 class GuestFailed(GuestError):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from umdev_testkit.bytecode import compile_packages
 from umdev_testkit.cache import cache_folder
 from umdev_testkit.guest import Completed, Guest
 
@@ -43,6 +44,7 @@ _CACHE = "/run/pytest-cache"
 _TESTS_FAILED = 1  # pytest's exit status
 _ENVIRONMENT = {
     "HOME": "/run",
+    "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -74,6 +76,7 @@ class HostRootGuest:
     def __enter__(self) -> Self:
         """Raises: FetchError for what programs in the guest may need; as `Guest.start`; as `prepare`."""
         self.fetch()
+        compile_packages()
         self.guest.start()
         try:
             self.guest.run(_MOUNT)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from umdev.device import Device
@@ -82,6 +82,27 @@ def passes_in(record_property: Callable[[str, object], None]) -> Callable[..., N
     def run(guest: HostRootGuest, *arguments: str, **options: Unpack[RunOptions]) -> None:
         if again := pass_in(guest, arguments, options):
             record_property("again", again)
+
+    return run
+
+
+@pytest.fixture(params=["address", "thread"])
+def run_sanitized(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
+    """`run_sanitized(sources, includes=folders)`: C and its tests as one program ends with status 0, once under
+    AddressSanitizer and UBSan and once under ThreadSanitizer. Skips, saying why, where the compiler can't, or where the
+    program ends with status 77 and the reason on stderr.
+    """
+    from umdev_testkit.errors import SanitizerMissing
+    from umdev_testkit.sanitizers import SKIPPED, run_sanitized
+
+    def run(sources: Sequence[Path], *, includes: Sequence[Path] = ()) -> None:
+        try:
+            done = run_sanitized(request.param, sources, tmp_path, includes=includes)
+        except SanitizerMissing as error:
+            pytest.skip(str(error))
+        if done.returncode == SKIPPED:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stdout + done.stderr
 
     return run
 

@@ -7,6 +7,7 @@ import logging
 import click
 from umdev import runtime
 from umdev.errors import Conflict
+from umdev.plugins import offering
 
 from umdev_cli import bus_options, control, host, hosts, options, parents, vmm
 from umdev_cli.definitions import Definition, Definitions, Named
@@ -34,9 +35,10 @@ def command(
 ) -> None:
     """Serve a device until SIGTERM, or until the client of --fd is gone.
 
-    The device is a defined one (its UUID) or a new one of a type. The exact -device argument for QEMU is the first line
-    on stdout; what the device logs goes to stderr, and what QEMU's environment needs for write-protection. Other buses
-    than vfio-user have options of their own, which --bus NAME --help shows.
+    The device is a defined one (its UUID) or a new one of a type, which is named PARENT/TYPE, or with --parent, where
+    several parents offer it. The exact -device argument for QEMU is the first line on stdout; what the device logs goes
+    to stderr, and what QEMU's environment needs for write-protection. Other buses than vfio-user have options of their
+    own, which --bus NAME --help shows.
     """
     if socket_path is not None and fd is not None:
         raise click.UsageError("--socket-path and --fd exclude each other")
@@ -65,4 +67,7 @@ def command(
 def _resolve(device: str, parent: str | None, uuid: str | None) -> Named:
     if is_uuid(device):
         return Definitions().one(device.lower(), parent)
-    return Named(uuid or new_uuid(), parent or parents.offering(device).name, Definition(device))
+    if parent is None:
+        owner, device = offering(device)
+        parent = owner.name
+    return Named(uuid or new_uuid(), parent, Definition(device))

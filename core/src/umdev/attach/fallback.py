@@ -7,28 +7,11 @@ from typing import TYPE_CHECKING
 from ..hookspecs import hookimpl
 from ..memory.compare import ComparisonProtector
 from ..memory.pins import PinTable
-from ..services import Decline, PagePinner, PageProtector, Protection, ProtectMode, Translator
+from ..services import Decline, PagePinner, PageProtector, ProtectMode, Translator
+from .translator import TableTranslator
 
 if TYPE_CHECKING:
-    from ..addresses import HostVirt, Iova
-    from ..memory.address_space import AddressSpace
     from .attachment import Attachment
-
-
-class TableTranslator:
-    """Looks addresses up in the attachment's table of DMA maps."""
-
-    mechanism = "table of DMA maps"
-
-    def __init__(self, memory: AddressSpace) -> None:
-        self._memory = memory
-
-    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
-        """Raises: NotMapped, NotPermitted."""
-        return self._memory.translate(address, length, protection, space)
-
-    def close(self) -> None:
-        """Nothing to give back: the maps are the bus's."""
 
 
 class Fallback:

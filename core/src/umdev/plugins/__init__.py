@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .discovery import Group, PluginInfo, installed, load
+from .offers import offering
 from .options import ServeOption
 from .rows import Row
 
 if TYPE_CHECKING:
     from .manager import Plugins
 
-__all__ = ["Group", "PluginInfo", "Row", "ServeOption", "installed", "load", "plugins"]
+__all__ = ["Group", "PluginInfo", "Row", "ServeOption", "installed", "load", "offering", "plugins"]
 
 
 def plugins() -> Plugins:

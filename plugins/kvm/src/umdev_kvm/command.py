@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import InvalidArgument, NotFound
+from umdev.plugins import offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from umdev.device import Device, Parent
 
     from .machine import Machine
 
@@ -60,7 +58,8 @@ def command(
     from .outcome import OutcomeKind
 
     with ExitStack() as stack:
-        made = [stack.enter_context(_create(name)) for name in devices]
+        offers = [offering(name) for name in devices]
+        made = [stack.enter_context(parent.create(type_id)) for parent, type_id in offers]
         machine = stack.enter_context(Machine(memory=memory << 20, vcpus=cpus, console=1))
         for device in made:
             slot = machine.plug(device)
@@ -78,29 +77,6 @@ def command(
     return (
         int(outcome.kind is OutcomeKind.TRIPLE_FAULT) if outcome.kind is not OutcomeKind.EXIT else outcome.value & 255
     )
-
-
-def _create(name: str) -> Device:
-    parent_name, _, type_id = name.rpartition("/")
-    return _parent(parent_name, type_id).create(type_id)
-
-
-def _parent(name: str, type_id: str) -> Parent:
-    from umdev.plugins import plugins
-
-    if name:
-        return plugins().load_parent(name)
-    offering = []
-    for parent_name in sorted({info.name for info in plugins().parents() if info.error is None}):
-        parent = plugins().load_parent(parent_name)
-        if type_id in parent.types:
-            offering.append(parent)
-    if not offering:
-        raise NotFound(f"no parent offers a device type {type_id!r}: umdev types lists them")
-    if len(offering) > 1:
-        names = ", ".join(f"{parent.name}/{type_id}" for parent in offering)
-        raise InvalidArgument(f"several parents offer {type_id!r}: say {names}")
-    return offering[0]
 
 
 @contextlib.contextmanager

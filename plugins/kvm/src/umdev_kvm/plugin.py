@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from umdev.bus import Bound, PushedMemory
 from umdev.hookspecs import hookimpl
+from umdev.hypervisor import TableTranslator
 
 from .doctor import rows
 from .function import KvmFunction
@@ -15,8 +16,7 @@ from .pins import open_pins
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from umdev.addresses import HostVirt, Iova
-    from umdev.bus import AddressSpace, Attachment, Row
+    from umdev.bus import Attachment, Row
     from umdev.device import Device
     from umdev.services import (
         Area,
@@ -26,29 +26,12 @@ if TYPE_CHECKING:
         PagePinner,
         PageProtector,
         Passthrough,
-        Protection,
         ProtectMode,
         Translator,
         Trap,
     )
 
     from .qemu import ClientSetup
-
-
-class MachineTranslator:
-    """Service 7: the machine's memory map."""
-
-    mechanism = "the machine's memory map, hot-added memory included"
-
-    def __init__(self, memory: AddressSpace) -> None:
-        self._memory = memory
-
-    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
-        """Raises: NotMapped, NotPermitted."""
-        return self._memory.translate(address, length, protection, space)
-
-    def close(self) -> None:
-        """The maps end with the attachment."""
 
 
 class KvmBus:
@@ -119,7 +102,7 @@ class KvmHypervisor:
     @hookimpl
     def umdev_translate(self, attachment: Attachment) -> Translator:
         """The machine's memory map."""
-        return MachineTranslator(attachment.memory)
+        return TableTranslator(attachment.memory, "the machine's memory map, hot-added memory included")
 
     @hookimpl
     def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:

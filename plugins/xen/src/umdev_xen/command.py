@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import HypervisorError, InvalidArgument, NotFound, StateError
+from umdev.errors import HypervisorError, NotFound, StateError
+from umdev.plugins import offering
 
 if TYPE_CHECKING:
-    from umdev.device import Device, Parent
+    from umdev.device import Device
 
 _GLANCE = 3600.0
 """Seconds that the worker waits at a time."""
@@ -64,7 +65,7 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: over.set())
     with ExitStack() as stack:
-        made = [_create(name) for name in devices]
+        made = [parent.create(type_id) for parent, type_id in map(offering, devices)]
         for device in made:
             stack.callback(_close, device, account is not None)
         try:
@@ -107,26 +108,3 @@ def _account(user: str | None) -> pwd.struct_passwd | None:
         return pwd.getpwnam(user)
     except KeyError:
         raise NotFound(f"there is no user {user!r}") from None
-
-
-def _create(name: str) -> Device:
-    parent_name, _, type_id = name.rpartition("/")
-    return _parent(parent_name, type_id).create(type_id)
-
-
-def _parent(name: str, type_id: str) -> Parent:
-    from umdev.plugins import plugins
-
-    if name:
-        return plugins().load_parent(name)
-    offering = []
-    for parent_name in sorted({info.name for info in plugins().parents() if info.error is None}):
-        parent = plugins().load_parent(parent_name)
-        if type_id in parent.types:
-            offering.append(parent)
-    if not offering:
-        raise NotFound(f"no parent offers a device type {type_id!r}: umdev types lists them")
-    if len(offering) > 1:
-        names = ", ".join(f"{parent.name}/{type_id}" for parent in offering)
-        raise InvalidArgument(f"several parents offer {type_id!r}: say {names}")
-    return offering[0]

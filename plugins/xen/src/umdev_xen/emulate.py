@@ -68,8 +68,9 @@ class Emulator:
             self._own()
             for frame in frames:
                 self._watchers.setdefault(frame, []).append(protector)
-            self._cooling.difference_update(frames)
-            new = sorted(frame for frame in frames if len(self._watchers[frame]) == 1)
+            again = sorted(self._cooling.intersection(frames))
+            self._cooling.difference_update(again)
+            new = sorted(frame for frame in set(frames).difference(again) if len(self._watchers[frame]) == 1)
             # First who is told, then the requests: no store may come that nobody watches.
             self._native.set_emulated(list(self._watchers))
             done: list[tuple[int, int]] = []
@@ -77,6 +78,9 @@ class Emulator:
                 for first, count in _runs(new):
                     done.append((first, count))
                     self._server.set_stores_emulated(first, count, emulated=True)
+                for frame in again:
+                    done.append((frame, 1))
+                    self._emulate_again(frame)
             except HypervisorError as error:
                 self._cool(self._remove(frames, protector))
                 raise _refused(self._domid, done[-1], error) from error
@@ -102,7 +106,7 @@ class Emulator:
             lost: list[tuple[int, StoreProtector]] = []
             for frame, watchers in self._watchers.items():
                 try:
-                    self._server.set_stores_emulated(frame, 1, emulated=True)
+                    self._emulate_again(frame)
                 except HypervisorError:
                     lost += [(frame, protector) for protector in watchers]
         for frame, protector in lost:
@@ -132,6 +136,17 @@ class Emulator:
                     return
 
     # Inside. The lock is held.
+
+    def _emulate_again(self, frame: int) -> None:
+        """Of a page that was emulated when last seen. Raises: HypervisorError where the guest has it no more.
+
+        Xen changes ordinary pages alone (dm.c, allow_p2m_type_change): it refuses one that is emulated still, too.
+        """
+        try:
+            self._server.set_stores_emulated(frame, 1, emulated=True)
+        except HypervisorError:
+            if self._native.read_guest(frame * PAGE_SIZE, 1) is None:
+                raise
 
     def _try_ordinary(self, frame: int) -> bool:
         """Make a page ordinary; False where a processor is at it."""

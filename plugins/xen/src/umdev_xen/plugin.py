@@ -8,6 +8,7 @@ from umdev.addresses import PAGE_MASK
 from umdev.bus import Bound, ProtectMode, ServeOption
 from umdev.errors import HypervisorError, InvalidArgument, NotSupported
 from umdev.hookspecs import hookimpl
+from umdev.hypervisor import TableTranslator
 
 from .doctor import rows
 from .domain import Domain
@@ -20,8 +21,7 @@ from .track import TrackProtector
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from umdev.addresses import HostVirt, Iova
-    from umdev.bus import AddressSpace, Attachment, Row
+    from umdev.bus import Attachment, Row
     from umdev.device import Device
     from umdev.driver import Function
     from umdev.services import (
@@ -32,26 +32,9 @@ if TYPE_CHECKING:
         PagePinner,
         PageProtector,
         Passthrough,
-        Protection,
         Translator,
         Trap,
     )
-
-
-class CacheTranslator:
-    """Service 7: the domain's p2m by way of the mappings that are cached."""
-
-    mechanism = "p2m by the mapping cache"
-
-    def __init__(self, memory: AddressSpace) -> None:
-        self._memory = memory
-
-    def translate(self, address: Iova, length: int, protection: Protection, space: int) -> HostVirt:
-        """Raises: NotMapped, NotPermitted."""
-        return self._memory.translate(address, length, protection, space)
-
-    def close(self) -> None:
-        """The maps end with the attachment."""
 
 
 class XenBus:
@@ -168,7 +151,7 @@ class XenHypervisor:
     @hookimpl
     def umdev_translate(self, attachment: Attachment) -> Translator:
         """The cached mappings."""
-        return CacheTranslator(attachment.memory)
+        return TableTranslator(attachment.memory, "p2m by the mapping cache")
 
     @hookimpl
     def umdev_protect_pages(self, attachment: Attachment, mode: ProtectMode, decline: Decline) -> PageProtector | None:

@@ -232,10 +232,10 @@ def test_a_domain_gone_in_the_middle_of_a_request(guest, sample, domains):
     domain.close()
 
 
-def open_things() -> tuple[int, int]:
+def open_things() -> tuple[list[str], int]:
     """Descriptors and mappings of Xen's of this process."""
     maps = Path("/proc/self/maps").read_text()
-    return len(list(Path("/proc/self/fd").iterdir())), maps.count("privcmd")
+    return sorted(str(path.readlink()) for path in Path("/proc/self/fd").iterdir()), maps.count("privcmd")
 
 
 @pytest.mark.timeout(3000)

@@ -93,6 +93,23 @@ def test_a_trapped_page_is_told_of_once_and_before(guest, memory, sample):
     assert guest.read(PAGE, 4096) == struct.pack("<I", 7) * 1024
 
 
+def test_pages_that_cool_are_protected_again(guest, domain, memory, monkeypatch):
+    """Xen refuses to give a page the type that it has."""
+    monkeypatch.setattr("umdev_xen.emulate._COOLING", 3600)
+    told = []
+    memory.protect(ProtectMode.EMULATE, [PAGE, PAGE + 0x1000], told.append)
+    memory.unprotect(ProtectMode.EMULATE, [PAGE, PAGE + 0x1000])
+    assert domain.emulator.cooling == 2
+    memory.protect(ProtectMode.TRAP, [PAGE, PAGE + 0x2000], told.append)
+    assert domain.emulator.cooling == 1
+    domain.emulator.renew()  # as after ballooning: both are still there
+    assert told == []
+    guest.load(payload(f"mov dword ptr [{PAGE:#x}], 1\nmov dword ptr [{PAGE + 0x2000:#x}], 2\nexit 1\n"))
+    assert guest.run(SECONDS) == 1
+    assert [write.address for write in told] == [PAGE, PAGE + 0x2000]
+    assert guest.read(PAGE, 4) == struct.pack("<I", 1)
+
+
 def test_bad_pages_are_refused_and_nothing_is_protected(domain, memory):
     with pytest.raises(InvalidArgument, match="multiple of 4096"):
         memory.protect(ProtectMode.EMULATE, [PAGE + 1], print)
