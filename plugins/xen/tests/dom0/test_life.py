@@ -1,7 +1,6 @@
 """Slots, BARs that move, pass-through, mappings, and the end of a domain."""
 
 import gc
-import os
 import threading
 from pathlib import Path
 
@@ -238,8 +237,8 @@ def open_things() -> tuple[list[str], int]:
     """Descriptors and mappings of Xen's of this process."""
     gc.collect()  # what earlier tests left
     maps = Path("/proc/self/maps").read_text()
-    folder = "/proc/self/fd"
-    names = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder) if os.path.lexists(f"{folder}/{name}")]
+    paths = list(Path("/proc/self/fd").iterdir())
+    names = [str(path.readlink()) for path in paths if path.is_symlink()]  # the folder's own is closed
     return sorted(names), maps.count("privcmd")
 
 
