@@ -7,6 +7,7 @@ from .memory.address_space import AddressSpace
 from .memory.compare import ComparisonProtector
 from .memory.counted_pins import CountedPins, Run, page_runs, pin_error
 from .memory.guest import GuestMemory
+from .memory.guest_buffer import GuestBuffer
 from .memory.mapping import Mapping
 from .memory.owner import LockOwner
 from .memory.protect import GuestProtector, NativeClient, Notified, PageClient, UserfaultProtector
@@ -31,6 +32,7 @@ __all__ = [
     "ComparisonProtector",
     "CountedPins",
     "Decline",
+    "GuestBuffer",
     "GuestMemory",
     "GuestPhys",
     "GuestProtector",

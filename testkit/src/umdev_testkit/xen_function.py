@@ -192,7 +192,6 @@ class XenFunction(AttachedFunction):
             self._heard: dict[int, list[tuple[int, int]]] = {}  # interrupt index -> (vector, eventfd)
             self._counts = [0] * 32
             self._over = threading.Event()
-            self._bars: dict[int, int] = {}  # what to put back: nothing before they are assigned
             guest.load(payload(_AGENT))
             guest.unpause()
             self.domain.plug(device, slot=_SLOT)
@@ -203,7 +202,7 @@ class XenFunction(AttachedFunction):
             self._watch.start()
             stack.callback(self._end_watch)
             self.assign_bars()
-            self._bars = self._read_bars()
+            self.keep_bars()
             self._stack = stack.pop_all()
 
     def __str__(self) -> str:
@@ -225,10 +224,8 @@ class XenFunction(AttachedFunction):
             self._access(index, offset + done, size, data[done : done + size])
             done += size
         if index == RegionIndex.CONFIG:
-            if 0x10 <= offset < 0x34:
-                self._bars = self._read_bars()
-            else:
-                self._restore_bars()
+            self.after_config_write(offset)
+            self.domain.bridge.synchronise(_SLOT)
             self._tell()  # what came before a reset came before it returns
 
     def map_area(self, index: int, number: int = 0) -> MappedArea:
@@ -329,7 +326,8 @@ class XenFunction(AttachedFunction):
         """A bus reset. Raises: StateError after `close`."""
         self.expect_open()
         self.attachment.reset(ResetKind.BUS)
-        self._restore_bars()
+        self.put_back_bars()
+        self.domain.bridge.synchronise(_SLOT)
         self._tell()
 
     def close(self) -> None:
@@ -404,18 +402,3 @@ class XenFunction(AttachedFunction):
         for index in list(self._heard):
             for _, descriptor in self._heard.pop(index):
                 os.close(descriptor)
-
-    def _read_bars(self) -> dict[int, int]:
-        """Register offset -> what stands there."""
-        native = self.attachment.native
-        return {
-            offset: int.from_bytes(native.read(RegionIndex.CONFIG, offset, 4), "little")
-            for offset in (*range(0x10, 0x28, 4), 0x30)
-        }
-
-    def _restore_bars(self) -> None:
-        now = self._read_bars()
-        for offset, value in self._bars.items():
-            if now[offset] != value:
-                self.attachment.native.write(RegionIndex.CONFIG, offset, value.to_bytes(4, "little"))
-        self.domain.bridge.synchronise(_SLOT)

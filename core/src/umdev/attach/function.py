@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..driver import DriverDoorbell, Function, RegionInfo
 from ..errors import InvalidArgument, StateError
+from ..pci.indexes import RegionIndex
 from .attachment import AttachmentState
 
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
     from .attachment import Attachment
 
+_BARS, _ROM = range(0x10, 0x28), 0x30
+"""Bytes of the six BARs, and of the expansion ROM's register (PCI Local Bus 3.0, 6.1, type 00h)."""
+
 
 class AttachedFunction(Function):
     """Regions, interrupts and doorbells of `attachment`, which a bus of this process has made and runs.
 
-    A bus adds accesses, memory, reset and `close`, which calls `close_doorbells` before it detaches.
+    A bus adds accesses, memory, reset and `close`, which calls `close_doorbells` before it detaches. One with a host
+    bridge puts BAR addresses back after a reset, as a kernel does for its drivers: `keep_bars`, `put_back_bars`.
     """
 
     def __init__(self, attachment: Attachment) -> None:
@@ -28,6 +33,7 @@ class AttachedFunction(Function):
         self.device = attachment.device
         self._closing = threading.Lock()
         self._doorbells: dict[int, dict[int, DriverDoorbell]] = {}
+        self._bars: dict[int, int] = {}  # offset in configuration space -> value
 
     def __str__(self) -> str:
         return f"{self.device} on {self.attachment.bus}"
@@ -59,6 +65,24 @@ class AttachedFunction(Function):
             for bell in bells.values():
                 bell.close()
 
+    def keep_bars(self) -> None:
+        """The BARs and the ROM's are where the driver wants them."""
+        self._bars = self._bar_registers()
+
+    def put_back_bars(self) -> None:
+        """Write what a reset has cleared of it; nothing before `keep_bars`. The bus's bridge has to follow."""
+        now = self._bar_registers()
+        for offset, value in self._bars.items():
+            if now[offset] != value:
+                self.attachment.native.write(RegionIndex.CONFIG, offset, value.to_bytes(4, "little"))
+
+    def after_config_write(self, offset: int) -> None:
+        """The driver has written there: to BARs, which are kept, or elsewhere, which may have been a reset."""
+        if offset in _BARS or offset in range(_ROM, _ROM + 4):
+            self.keep_bars()
+        else:
+            self.put_back_bars()
+
     def irq_count(self, index: int) -> int:
         """How many vectors the interrupt index has."""
         return self.attachment.interrupts.vectors(index)
@@ -88,3 +112,10 @@ class AttachedFunction(Function):
         """Raises: StateError once it is closed."""
         if self.attachment.state is AttachmentState.DETACHED:
             raise StateError(f"{self} is closed")
+
+    def _bar_registers(self) -> dict[int, int]:
+        native = self.attachment.native
+        return {
+            offset: int.from_bytes(native.read(RegionIndex.CONFIG, offset, 4), "little")
+            for offset in (*_BARS[::4], _ROM)
+        }

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addresses import PAGE_MASK, PAGE_SIZE, Iova
+from ..addresses import PAGE_SIZE
 from ..attach import AttachedFunction, Attachment, AttachmentState
-from ..driver import DmaBuffer
-from ..errors import InvalidArgument
 from ..memory.guest import GuestMemory
+from ..memory.guest_buffer import GuestBuffer
 from ..memory.protect import UserfaultProtector
 from ..pci import ResetKind
 
 if TYPE_CHECKING:
     from ..device import Device
+    from ..driver import DmaBuffer
     from ..services import PageProtector, ProtectMode
 
 DEFAULT_MEMORY = 16 << 20
 """Bytes of guest memory. Pages that nobody touches cost nothing."""
-
-
-class LoopbackBuffer(DmaBuffer):
-    """A part of guest memory. The driver's loads and stores run in C, without the interpreter's lock."""
-
-    def __init__(self, memory: GuestMemory, size: int) -> None:
-        super().__init__(Iova(memory.allocate(size)), size)  # no IOMMU: bus addresses are guest-physical
-        self._memory = memory
-
-    def _load_bytes(self, offset: int, length: int) -> bytes:
-        return self._memory.load(self.address + offset, length)
-
-    def _store_bytes(self, offset: int, data: bytes) -> None:
-        self._memory.store(self.address + offset, data)
-
-    def _release(self) -> None:
-        self._memory.free(self.address)
 
 
 class LoopbackFunction(AttachedFunction):
@@ -67,9 +50,7 @@ class LoopbackFunction(AttachedFunction):
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer in guest memory. Raises: InvalidArgument, UmdevError when guest memory is used up."""
         self.expect_open()
-        if size < 1:
-            raise InvalidArgument(f"a DMA buffer of {size} bytes")
-        return LoopbackBuffer(self.guest, (size + PAGE_MASK) & ~PAGE_MASK)
+        return GuestBuffer(self.guest, size)
 
     def reset(self) -> None:
         """A bus reset. Raises: StateError after `close`."""

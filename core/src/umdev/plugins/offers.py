@@ -32,7 +32,7 @@ def offering(name: str) -> tuple[Parent, str]:
             broken.append(str(error))
     found = [parent for parent in parents if type_id in parent.types]
     if not found:
-        types = ", ".join(sorted(offered for parent in parents for offered in parent.types)) or "none"
+        types = ", ".join(sorted({offered for parent in parents for offered in parent.types})) or "none"
         failed = "".join(f"; not to be loaded: {text}" for text in broken)
         raise NotFound(f"no parent offers a type {type_id!r}; there are: {types}{failed}")
     if len(found) > 1:

@@ -9,45 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from umdev.addresses import PAGE_MASK, Iova
 from umdev.bus import AttachedFunction, RegionIndex, ResetKind
-from umdev.driver import DmaBuffer
 from umdev.errors import InvalidArgument
+from umdev.hypervisor import GuestBuffer
 
 from . import layout
 from .machine import Machine
 
 if TYPE_CHECKING:
     from umdev.device import Device
+    from umdev.driver import DmaBuffer
 
-    from .ram import Ram
-
-_BAR_REGISTERS = range(0x10, 0x34)
 _STEP = 8
 
 
-class MachineBuffer(DmaBuffer):
-    """A part of the machine's memory."""
-
-    def __init__(self, ram: Ram, size: int) -> None:
-        super().__init__(Iova(ram.main.allocate(size)), size)  # no IOMMU: bus addresses are guest-physical
-        self._ram = ram
-
-    def _load_bytes(self, offset: int, length: int) -> bytes:
-        return self._ram.main.load(self.address + offset, length)
-
-    def _store_bytes(self, offset: int, data: bytes) -> None:
-        self._ram.main.store(self.address + offset, data)
-
-    def _release(self) -> None:
-        self._ram.main.free(self.address)
-
-
 class KvmFunction(AttachedFunction):
-    """`device` in slot 1 of a machine of its own. Closing leaves the device open.
-
-    As the kernel does for its drivers, the view puts BAR addresses back after a reset.
-    """
+    """`device` in slot 1 of a machine of its own. Closing leaves the device open."""
 
     def __init__(self, device: Device, memory: int) -> None:
         """Raises: NotSupported, StateError, InvalidArgument, HypervisorError."""
@@ -56,7 +33,7 @@ class KvmFunction(AttachedFunction):
             super().__init__(self.machine.attach(device, 1, (), interrupts=False, endpoint=self).attachment)
             self.attachment.resume()
             self.machine.firmware.place(self.attachment)
-            self._bars = self._read_bars()
+            self.keep_bars()
             self.machine.bridge.synchronise(1)
         except BaseException:
             self.machine.close()
@@ -75,24 +52,19 @@ class KvmFunction(AttachedFunction):
         """One write by the host, done when it returns. Raises: StateError."""
         self._access(index, offset, bytearray(data), write=True)
         if index == RegionIndex.CONFIG:
-            if offset in _BAR_REGISTERS:
-                self._bars = self._read_bars()
-            else:
-                self._restore_bars()
+            self.after_config_write(offset)
             self.machine.bridge.synchronise(1)
 
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer in the machine's memory. Raises: InvalidArgument, UmdevError when it is used up."""
         self.expect_open()
-        if size < 1:
-            raise InvalidArgument(f"a DMA buffer of {size} bytes")
-        return MachineBuffer(self.machine.ram, (size + PAGE_MASK) & ~PAGE_MASK)
+        return GuestBuffer(self.machine.ram.main, size)
 
     def reset(self) -> None:
         """A bus reset. Raises: StateError after `close`."""
         self.expect_open()
         self.attachment.reset(ResetKind.BUS)
-        self._restore_bars()
+        self.put_back_bars()
         self.machine.bridge.synchronise(1)
 
     def close(self) -> None:
@@ -129,17 +101,3 @@ class KvmFunction(AttachedFunction):
                 part[:] = b"\xff" * step
             data[done : done + step] = part
             done += step
-
-    def _read_bars(self) -> dict[int, int]:
-        """Register offset -> what stands there."""
-        native = self.attachment.native
-        return {
-            offset: int.from_bytes(native.read(RegionIndex.CONFIG, offset, 4), "little")
-            for offset in (*range(0x10, 0x28, 4), 0x30)
-        }
-
-    def _restore_bars(self) -> None:
-        now = self._read_bars()
-        for offset, value in self._bars.items():
-            if now[offset] != value:
-                self.attachment.native.write(RegionIndex.CONFIG, offset, value.to_bytes(4, "little"))
