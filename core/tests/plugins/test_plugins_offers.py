@@ -49,8 +49,6 @@ def test_which_of_several(offering):
 
 def test_nobody_offers_it(offering):
     said = offering("green-1")
-    assert said.startswith(
-        "NotFound no parent offers a type 'green-1'; there are: blue-1, both, both, red-1; not to be"
-    )
+    assert said.startswith("NotFound no parent offers a type 'green-1'; there are: blue-1, both, red-1; not to be")
     assert "no card" in said
     assert offering("green/both").startswith("NotFound")
