@@ -24,21 +24,6 @@ from umdev.services import Protection
 MIB = 1 << 20
 
 
-@pytest.fixture
-def memfd():
-    descriptor = os.memfd_create("guest")
-    os.ftruncate(descriptor, 4 * MIB)
-    yield descriptor
-    os.close(descriptor)
-
-
-@pytest.fixture
-def space():
-    space = AddressSpace()
-    yield space
-    space.close()
-
-
 def test_what_the_device_writes_is_in_the_clients_file_and_the_other_way_round(space, memfd):
     space.map(0x10_0000, MIB, descriptor=memfd, offset=MIB)
     space.write(0x10_0123, b"from the device")

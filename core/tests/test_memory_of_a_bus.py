@@ -3,30 +3,13 @@
 import ctypes
 import gc
 import mmap
-import os
 from pathlib import Path
 
 import pytest
 from umdev.errors import Conflict, InvalidArgument, NotMapped
-from umdev.memory import AddressSpace
 from umdev.services import Protection
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def memfd():
-    descriptor = os.memfd_create("guest")
-    os.ftruncate(descriptor, 4 * MIB)
-    yield descriptor
-    os.close(descriptor)
-
-
-@pytest.fixture
-def space():
-    space = AddressSpace()
-    yield space
-    space.close()
 
 
 def map_anonymous(length):
