@@ -15,7 +15,7 @@ from pathlib import Path
 
 PYTHONS = ("py311", "py312", "py313")
 SETS = ("core", "vfio_user", "kvm", "all")
-MUST_RUN = (*(f"{python}-{name}" for python in PYTHONS for name in SETS), "docs", "guest")
+MUST_RUN = (*(f"{python}-{name}" for python in PYTHONS for name in SETS), "docs", "guest", "xen")
 
 # Reasons (regular expressions, whole text) that excuse a skip on the kind of machine that CI has. What needs a KVM that
 # is complete runs in the guest environment, inside a guest that has one. Nothing excuses a skip of what needs Xen: its
