@@ -35,6 +35,7 @@ def test_a_script_runs_to_its_end(linux_guest, tmp_path):
     assert "Linux version 6.12" in run.dmesg
     assert "Power down" in run.console
     assert (tmp_path / "guest0/console.log").exists()
+    assert b"out\nerr\nno newline" in (tmp_path / "guest0/commands.log").read_bytes()
     assert not (tmp_path / "guest0/initramfs.cpio").exists()
 
 

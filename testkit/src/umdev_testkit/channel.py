@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["Channel"]
 
@@ -23,13 +24,16 @@ class Channel:
     be in the middle of something, and the channel is of no further use.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, log: Path) -> None:
+        """`log`: a file that gets all that comes, as it comes, for people who wait."""
         self._connection = connection
         self._received = bytearray()
+        self._log = log.open("ab", buffering=0)
 
     def close(self) -> None:
         """Close the port; the guest powers off when it sees it."""
         self._connection.close()
+        self._log.close()
 
     def wait_hello(self, timeout: float) -> str:
         """Wait until a guest has booted; return its verdict: "ready", or what went wrong."""
@@ -90,6 +94,7 @@ class Channel:
             if not data:
                 raise EOFError("QEMU has closed the command port")
             self._received += data
+            self._log.write(data)
 
     def _send(self, data: bytes, deadline: float) -> None:
         self._limit(deadline)

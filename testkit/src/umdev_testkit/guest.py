@@ -119,8 +119,8 @@ class Guest:
     """A guest that runs commands as they are asked for.
 
     A context manager: on exit the guest is killed if it still runs. Not for use by several threads at once. `folder`
-    keeps `console.log` (ttyS0), `qemu.log` (QEMU's own messages) and `command.json`. When a method raises
-    `GuestTimedOut`, the guest has been killed.
+    keeps `console.log` (ttyS0), `qemu.log` (QEMU's own messages), `commands.log` (what commands print, as it comes) and
+    `command.json`. When a method raises `GuestTimedOut`, the guest has been killed.
     """
 
     def __init__(self, config: GuestConfig, folder: Path) -> None:
@@ -329,7 +329,7 @@ class Guest:
             "-chardev", f"socket,id=monitor,fd={monitor}", "-qmp", "chardev:monitor",
         ]  # fmt: skip
         (self.folder / "command.json").write_text(json.dumps(command, indent=1))
-        self._channel = Channel(ours[0])
+        self._channel = Channel(ours[0], self.folder / "commands.log")
         self._monitor_socket = ours[1]
         with (self.folder / "qemu.log").open("wb") as log, theirs[0], theirs[1]:
             self._process = subprocess.Popen(
