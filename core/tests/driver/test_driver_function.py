@@ -1,5 +1,7 @@
 """The driver's view: configuration space, BARs, DMA buffers, resets."""
 
+import itertools
+
 import pytest
 from umdev.driver import Function
 from umdev.errors import InvalidArgument, NotSupported, ProtocolError, StateError
@@ -107,6 +109,15 @@ def test_assign_gives_every_bar_its_own_aligned_place(function):
     assert not placed[0] < placed[6] + bars[6].size <= placed[0] + bars[0].size
     assert [function.gates[i] for i in (0, 1, 2)] == [placed[i] for i in (0, 1, 2)]
     assert function.gates["rom"] is False
+
+
+def test_assign_keeps_64_bit_bars_low_where_it_is_asked_to(make_function):
+    bars = [BarInfo(0, 1 << 20, "memory64"), BarInfo(2, 1 << 28, "memory64"), BarInfo(4, 1 << 12, "memory32")]
+    with make_function(Interrupts(), (), bars=bars) as made:
+        placed = made.assign_bars(low=True)
+        memory = sorted((placed[bar.index], placed[bar.index] + bar.size) for bar in bars)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(memory))
+    assert memory[-1][1] <= 1 << 32
 
 
 def test_assign_says_when_there_is_no_room(make_function):

@@ -22,7 +22,7 @@ from umdev.errors import InvalidArgument, NotSupported, TransportError
 
 from umdev_testkit.errors import GuestTimedOut
 from umdev_testkit.xen_payloads import COUNTS, IO_APIC, payload
-from umdev_testkit.xen_remote import RemoteDomains
+from umdev_testkit.xen_remote import shared_domains
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -183,8 +183,8 @@ class XenFunction(AttachedFunction):
         from umdev_xen import Domain
 
         with ExitStack() as stack:
-            domains = stack.enter_context(RemoteDomains())
-            guest = domains.make(memory=_MEMORY)
+            guest = shared_domains().make(memory=_MEMORY)
+            stack.callback(guest.close)
             self.domain: Domain = stack.enter_context(Domain(guest.domid))
             """The bus's side."""
             self._turn = threading.RLock()  # one access at a time
@@ -207,6 +207,10 @@ class XenFunction(AttachedFunction):
 
     def __str__(self) -> str:
         return f"{self.device} in a Xen domain"
+
+    def assign_bars(self, *, low: bool = True) -> dict[int, int]:  # noqa: ARG002 there is no other way here
+        """All of them below 4 GiB: the domain's program is a 32-bit one. Raises: NotSupported."""
+        return super().assign_bars(low=True)
 
     def region_read(self, index: int, offset: int, length: int) -> bytes:
         """Reads by the domain's processor, of 8 bytes at most each. Raises: StateError, GuestTimedOut."""

@@ -6,6 +6,8 @@ each on its standard input. Runs inside the Xen test bed only.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import subprocess
 import sys
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["RemoteDomain", "RemoteDomains"]
+__all__ = ["RemoteDomain", "RemoteDomains", "shared_domains"]
 
 
 class RemoteDomains:
@@ -122,6 +124,14 @@ class RemoteDomain:
 
     def _ask(self, name: str, *arguments: object) -> Any:
         return self._domains.ask(self._number, name, *arguments)
+
+
+@functools.cache
+def shared_domains() -> RemoteDomains:
+    """The one process that makes domains for all of this one, until this one ends: to start it takes seconds there."""
+    domains = RemoteDomains()
+    atexit.register(domains.close)
+    return domains
 
 
 def _packed(value: object) -> object:

@@ -89,10 +89,10 @@ def probe_bars(config: ConfigView) -> dict[int, ProbedBar]:
     return found
 
 
-def assign_bars(config: ConfigView, bars: Mapping[int, ProbedBar]) -> dict[int, int]:
+def assign_bars(config: ConfigView, bars: Mapping[int, ProbedBar], *, low: bool = False) -> dict[int, int]:
     """Give every BAR an address of its own, aligned to its size, and return them by index; the ROM stays disabled.
 
-    32-bit memory goes to MEMORY_BASE and up, 64-bit memory to MEMORY64_BASE, I/O to IO_BASE.
+    32-bit memory goes to MEMORY_BASE and up, 64-bit memory to MEMORY64_BASE, or with `low` beside it, I/O to IO_BASE.
 
     Raises: NotSupported where they do not fit below 4 GiB, or I/O not into 64 KiB.
     """
@@ -100,7 +100,7 @@ def assign_bars(config: ConfigView, bars: Mapping[int, ProbedBar]) -> dict[int, 
     limits = {"memory32": 1 << 32, "memory64": 1 << 64, "io": 1 << 16}
     placed: dict[int, int] = {}
     for bar in sorted(bars.values(), key=lambda b: b.size, reverse=True):
-        space = "memory32" if bar.kind == "rom" else bar.kind
+        space = "memory32" if bar.kind == "rom" or (low and bar.kind == "memory64") else bar.kind
         address = -(-following[space] // bar.size) * bar.size
         if address + bar.size > limits[space]:
             raise NotSupported(f"no room for BAR {bar.index} of {bar.size:#x} bytes in {space} space")

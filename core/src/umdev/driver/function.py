@@ -163,13 +163,13 @@ class Function(abc.ABC):
         """Find BARs and ROM by sizing, as firmware does. Decoding is off meanwhile and as before after it."""
         return probe_bars(self.config)
 
-    def assign_bars(self) -> dict[int, int]:
+    def assign_bars(self, *, low: bool = False) -> dict[int, int]:
         """Give each BAR an address, as firmware does, and return them by index. On a bus without a VM addresses decide
-        nothing: `bars` reach the regions wherever they are.
+        nothing: `bars` reach the regions wherever they are. `low`: 64-bit BARs below 4 GiB, too.
 
         Raises: NotSupported where there is no room.
         """
-        return assign_bars(self.config, self.probe_bars())
+        return assign_bars(self.config, self.probe_bars(), low=low)
 
     def function_level_reset(self) -> None:
         """Reset by the driver's own means, FLR. Raises: NotSupported without it."""

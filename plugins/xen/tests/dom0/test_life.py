@@ -242,7 +242,7 @@ def open_things() -> tuple[list[str], int]:
     return sorted(names), maps.count("privcmd")
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(600)
 def test_200_cycles_leave_nothing(make_guest, sample, domains):
     """Domain and device, made and destroyed. Every tenth time the domain goes first, every twentieth has a window."""
     from umdev_edu import Edu

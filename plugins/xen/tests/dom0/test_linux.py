@@ -13,7 +13,7 @@ from umdev_testkit.xen_linux import PvhLinux
 from umdev_xen import Domain, DomainType
 
 pytestmark = pytest.mark.xen
-SECONDS = 600.0  # for what takes a minute on an idle machine
+SECONDS = 400.0  # for what takes a minute on an idle machine
 OUT, BACK = bytes(range(33, 97)), bytes(range(96, 32, -1))
 # The driver wants an interrupt's number before it binds (8250_pci.c), and Linux ignores numbers beyond 15 at boot.
 SERIAL = """
@@ -36,7 +36,7 @@ cmp /from /expected || exit 4
 """
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(600)
 def test_mtty_without_interrupts():
     """PVH has none for INTx: the driver polls, and bytes pass both ways."""
     program = static_program(Path(__file__).parents[1] / "programs/serial_irq.c")
