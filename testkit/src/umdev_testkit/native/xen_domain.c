@@ -185,7 +185,7 @@ int umdev_xen_domain_state(umdev_xen *xen, uint32_t domain, umdev_xen_state *ret
         return 0;
     *ret = (umdev_xen_state){.exists = 1,
                              .dying = found.dying,
-                             .shutdown = found.shutdown,
+                             .shutdown = found.shutdown || found.crashed, /* libxc clears the first of a crash */
                              .reason = found.shutdown_reason,
                              .pages = found.nr_pages};
     return 0;
