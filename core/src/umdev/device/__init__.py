@@ -33,7 +33,7 @@ from .blocks import At, Block, Window
 from .clock import Clock, ManualClock
 from .memory import DeviceMemory
 from .model import Device
-from .native import Native, api_address
+from .native import Native, api_address, give_way
 from .parent import DeviceContext, DeviceType, Parent
 from .queries import query
 from .registers import (
@@ -119,5 +119,6 @@ __all__ = [
     "Window",
     "Work",
     "api_address",
+    "give_way",
     "query",
 ]
