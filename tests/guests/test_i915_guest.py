@@ -92,7 +92,7 @@ def start(linux_guest, program, device, kernel, **options):
     return guest
 
 
-def test_work_comes_back_right(machine, facts):
+def test_work_comes_back_right(machine, umdev, facts):
     guest, uuid = machine
     started = time.monotonic()
     check_attached(guest, uuid)
@@ -105,6 +105,13 @@ def test_work_comes_back_right(machine, facts):
     assert (loop["submitted"], loop["failed"], loop["wrong"]) == (str(SUBMISSIONS), "0", "0")
     assert facts(guest.run("i915_drm aperture")) == {"aperture-wrong": "0"}
     assert interrupts(guest) - before >= SUBMISSIONS // 2
+
+    with umdev.follow(uuid, "--filter", "render.MI_STORE*", "--filter", "*.submit_port", "--count", "10") as following:
+        while following.poll() is None:
+            assert facts(guest.run("i915_drm stores")) == STORES
+        traced = following.stdout.read()
+    assert re.search(r" write registers\.(render|blitter|video|enhance)\.submit_port=0x", traced)
+    assert re.search(r" event render\.MI_STORE_DATA_IMM=0x10000002 at 0x", traced)
 
     time.sleep(max(0.0, started + QUIET_SECONDS - time.monotonic()))
     assert not re.search(r"(?i)gpu hang|wedged|resetting|WARNING", guest.dmesg)

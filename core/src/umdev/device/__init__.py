@@ -31,6 +31,7 @@ from .arrays import RegisterArray
 from .bars import IoBar, MemoryBar, Rom
 from .blocks import At, Block, Window
 from .clock import Clock, ManualClock
+from .events import Events
 from .memory import DeviceMemory
 from .model import Device
 from .native import Native, api_address, give_way
@@ -77,6 +78,7 @@ __all__ = [
     "DmaAborted",
     "DmaError",
     "DmaWouldDeadlock",
+    "Events",
     "Field",
     "Flag",
     "HostVirt",

@@ -36,6 +36,7 @@ class Execution:
     def __init__(self, engine: EngineState, context: Context) -> None:
         self.engine, self.context = engine, context
         self.memory = engine.memory
+        self._trace = engine.vgpu.trace
         self.generation = engine.generation
         self.registers = CommandRegisters(engine)
         self.ring = Ring(self.memory.ggtt, context.start, context.size, context.head, context.tail)
@@ -86,13 +87,19 @@ class Execution:
             taken = stream.take()
             budget.spend(4 * (stream.passed - passed))
             self.engine.executed[PASSED] += stream.passed - passed
+            if stream.passed != passed and self._trace.wanted:
+                self._trace.tell(self.engine.spec.name, PASSED, stream.passed - passed, address=stream.address)
             if isinstance(taken, Fault):
                 return self.fail(f"commands can't be read: {taken}")
             command = taken
         if not command:
             return self._ended(stream)
         self.header = command[0]
-        self.engine.executed[name(command[0])] += 1
+        named = name(command[0])
+        self.engine.executed[named] += 1
+        if self._trace.wanted:
+            length = 4 * len(command)
+            self._trace.tell(self.engine.spec.name, named, command[0], address=stream.address - length, length=length)
         budget.spend(COMMAND_COST + 4 * len(command))
         outcome = HANDLERS[command[0] >> 29](self, command)
         if outcome is Outcome.BLOCKED:
