@@ -16,11 +16,12 @@ from .stream import Batch, Limited, Ring, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from umdev_softgpu import Blit, Budget, Space
+    from umdev_softgpu import Blit, Budget, Rect, Space
 
     from ..context import Context
     from ..execlists import EngineState
     from ..interrupt_tree import EngineEvent
+    from .patterns import Setup
 
 PASSED = "without effect"
 """How commands are counted that are passed over: no-operations, and state of pipelines that do not exist."""
@@ -45,6 +46,9 @@ class Execution:
             self._streams.append(Limited(self.memory.ggtt, context.indirect, context.indirect_bytes))
         self._blit: Blit | None = None
         self._again: tuple[int, ...] | None = None
+        self.setup: Setup | None = None
+        """The blitter's, for commands that draw by it."""
+        self.clip: Rect | None = None
         self.header = 0
         self.trouble = ""
         self.refused: Counter[str] = Counter()
@@ -134,6 +138,10 @@ class Execution:
         """A command that its stream has no privilege for is passed over, and counted."""
         self.refused[what] += 1
         self.engine.vgpu.refused_commands[what] += 1
+
+    def pass_over(self, what: str) -> None:
+        """Hardware does something here that this engine does not: go on, as it would, and count it."""
+        self.engine.vgpu.refused_commands[f"{what} is not done here"] += 1
 
     def space(self, *, global_: bool) -> Space | None:
         """Where a command stores: None where it asks for the global table without the privilege."""
