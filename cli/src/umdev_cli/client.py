@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from umdev.errors import Disconnected, NotFound, NotSupported, StateError
+from umdev.errors import Disconnected, NotFound, NotSupported, ProtocolError, StateError
 
 from . import control, hosts
 from .identity import is_uuid, parse_uuid
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 __all__ = ["query", "show", "stop", "trace"]
@@ -52,7 +53,7 @@ def trace(device: str, patterns: list[str], records: int) -> Iterator[control.Tr
         connection.settimeout(None)  # a device may do nothing for long
         over = False
         while not over:
-            body = control.receive(connection, control.REPLY_LIMIT)
+            body = _next(connection)
             if body is None:
                 raise Disconnected(f"process {host.pid} of {uuid} ended without a word; its log is {host.log}")
             traced = msgspec.msgpack.decode(body, type=control.Traced)
@@ -60,15 +61,23 @@ def trace(device: str, patterns: list[str], records: int) -> Iterator[control.Tr
             yield traced
 
 
+def _next(connection: socket.socket) -> bytes | None:
+    """A message; None where the process has ended, be it in the middle of one."""
+    try:
+        return control.receive(connection, control.REPLY_LIMIT)
+    except (OSError, ProtocolError):
+        return None
+
+
 def _listening_at(path: str) -> str:
     """The running device whose bus listens at a path. Raises: NotFound."""
     wanted = Path(path).absolute()
     for uuid in hosts.running():
         try:
-            socket = show(uuid)["socket"]
+            listening = show(uuid)["socket"]
         except (NotFound, NotSupported, Disconnected):  # of another program, or just ended
             continue
-        if socket and Path(socket).absolute() == wanted:
+        if listening and Path(listening).absolute() == wanted:
             return uuid
     raise NotFound(f"{path} is neither the UUID of a running device nor the socket of one")
 

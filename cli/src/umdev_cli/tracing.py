@@ -31,6 +31,8 @@ BATCH = 2048
 """Entries in a message: a few hundred KiB at most."""
 LOOK_MS = 50
 """How often the rings are read."""
+PATIENCE = 20
+"""Looks at a reader that takes nothing, after the device has gone."""
 
 
 class Tracing:
@@ -46,8 +48,8 @@ class Tracing:
     ) -> None:
         """Reply, and send what `device` does until the reader hangs up or `gone` is true.
 
-        The first follower decides how many records the rings keep. Raises: Conflict (16 follow already, or the model
-        traces itself), InvalidArgument (records); OSError when the reader goes.
+        The first follower decides how many records the rings keep. Raises: Conflict (16 follow already), StateError
+        (the process traces itself), InvalidArgument (records); OSError when the reader goes.
         """
         running = self._enter(request.records)
         try:
@@ -145,7 +147,3 @@ def _send(connection: socket.socket, body: bytes, gone: Callable[[], bool]) -> b
         sent = connection.send(left, socket.MSG_DONTWAIT)
         left = left[sent:]
     return True
-
-
-PATIENCE = 20
-"""Looks at a reader that takes nothing, after the device has gone."""
