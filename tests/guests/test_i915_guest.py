@@ -23,6 +23,10 @@ STORES = {
     "video": "0 c0ffee02 fffffffd",
     "enhance": "0 c0ffee03 fffffffc",
 }
+TRACED = {
+    "*.RENDER.submit_port": r"write registers\.render\.submit_port=0x[0-9a-f]+ \(4 bytes, ",
+    "render.MI_STORE_DATA*": r"event render\.MI_STORE_DATA_IMM=0x10[04]00002 at 0x[0-9a-f]+ \(16 bytes\)$",
+}
 KERNELS = ("full", "bookworm")
 CPU = "max,-hypervisor"
 """After a hang i915 copies what the engine used through the aperture: eight bytes a time, or one where it is told that
@@ -106,12 +110,11 @@ def test_work_comes_back_right(machine, umdev, facts):
     assert facts(guest.run("i915_drm aperture")) == {"aperture-wrong": "0"}
     assert interrupts(guest) - before >= SUBMISSIONS // 2
 
-    with umdev.follow(uuid, "--filter", "render.MI_STORE*", "--filter", "*.submit_port", "--count", "10") as following:
-        while following.poll() is None:
-            assert facts(guest.run("i915_drm stores")) == STORES
-        traced = following.stdout.read()
-    assert re.search(r" write registers\.(render|blitter|video|enhance)\.submit_port=0x", traced)
-    assert re.search(r" event render\.MI_STORE_DATA_IMM=0x10000002 at 0x", traced)
+    for pattern, shown in TRACED.items():
+        with umdev.follow(uuid, "--filter", pattern, "--count", "4") as following:
+            while following.poll() is None:
+                assert facts(guest.run("i915_drm stores")) == STORES
+            assert [bool(re.match(rf" *[0-9.]+ {shown}", line)) for line in following.stdout] == [True] * 4
 
     time.sleep(max(0.0, started + QUIET_SECONDS - time.monotonic()))
     assert not re.search(r"(?i)gpu hang|wedged|resetting|WARNING", guest.dmesg)
@@ -187,7 +190,6 @@ def test_two_guests_share_a_gpu(umdev, linux_guest, program, facts, record_prope
     while state(devices[0].uuid)["busy_ns"] == before[0]["busy_ns"]:
         time.sleep(0.01)
     beside = facts(other.run("i915_drm rate 10", timeout=600))
-    assert state(devices[0].uuid)["engines"]["render"]["resets"] == before[0]["engines"]["render"]["resets"]
     for name, measured in (("alone", alone), ("beside", beside)):
         assert (measured["failed"], measured["wrong"]) == ("0", "0")
         for fact in ("submitted", "microseconds", "p50", "p99", "most"):
