@@ -47,6 +47,13 @@ TOY = """
             \"\"\"Gives back what it gets.\"\"\"
             return {"text": text, "bytes": b"x" * size, "pid": os.getpid(), "attributes": dict(self.context.attributes)}
 
+        @query
+        def steps(self, count=1):
+            \"\"\"Steps of its engine, with an access between.\"\"\"
+            for number in range(count):
+                self.trace.tell("engine", "STEP", number, address=64, length=8)
+                self.native.write(0, 0, number.to_bytes(4, "little"))
+
     WORDS = {"colour": "of the toy", "fail": "raise or exit"}
     alone = Parent("toys", [
         DeviceType("toy", "A toy", Toy, "to play with", attributes=WORDS),

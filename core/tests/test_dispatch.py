@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from umdev.device.arrays import RegisterArray
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block
 from umdev.device.dispatch import NativeDevice, Unmodelled
-from umdev.device.native import Native
+from umdev.device.native import Native, give_way
 from umdev.device.region import Region
 from umdev.device.registers import (
     RC,
@@ -437,6 +438,39 @@ def test_bound_handlers_keep_no_device_alive() -> None:
     del native, block
     gc.collect()
     assert alive() is None
+
+
+def test_a_thread_that_computes_gives_way_to_a_handler() -> None:
+    """Handlers wait while this thread keeps the interpreter; when it has given way, they have had it."""
+    entered: list[int] = []
+
+    class Registers(Block[Any]):
+        register = Register(0)
+
+        @register.on_read
+        def enter(self) -> int:
+            entered.append(1)
+            return 0
+
+    native, _ = make(Registers)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # nobody takes the interpreter from this thread
+    rounds = first = 0
+    try:
+        while rounds < 20:
+            entered.clear()
+            thread = threading.Thread(target=native.read, args=(0, 0, 4))
+            thread.start()
+            while not lib.umdev_python_wanted() and not entered:
+                time.sleep(0)
+            if not entered:
+                rounds += 1
+                give_way()
+                first += bool(entered)
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert first > rounds // 4  # not all: the machine may have no time for the other thread; else it is none or one
 
 
 def test_native_and_python_handlers_exclude_each_other() -> None:

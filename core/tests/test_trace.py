@@ -16,9 +16,10 @@ from umdev.device import trace
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block
 from umdev.device.dispatch import NativeDevice
+from umdev.device.events import NAMES_LIMIT, Events
 from umdev.device.region import Region
 from umdev.device.registers import Flag, Register
-from umdev.device.trace import Ring, Trace
+from umdev.device.trace import Follower, Ring, Trace
 from umdev.errors import InvalidArgument, StateError
 
 
@@ -170,3 +171,53 @@ def test_rings_go_with_the_next_trace(native: NativeDevice, region: Region) -> N
             native.read(0, 0x20, 4)
         assert len(traced.descriptors) == 1
     assert descriptors() == before
+
+
+def test_a_follower_reads_what_is_new(native: NativeDevice, region: Region) -> None:
+    with Trace(records=16) as traced:
+        native.read(0, 0x20, 4)
+        follower = Follower(traced)
+        native.write(0, 0x20, b"\1\0\0\0")
+        thread = threading.Thread(target=native.read, args=(0, 0x20, 4))
+        thread.start()
+        thread.join()
+        records, lost = follower.read()
+        assert ([record.write for record in records], lost) == ([True, False], 0)
+        assert follower.read() == ([], 0)
+        for _ in range(50):  # more than the ring holds
+            native.read(0, 0x20, 4)
+        records, lost = follower.read()
+        assert (len(records), lost) == (16, 34)
+        assert follower.read() == ([], 0)
+        follower.close()
+    traced.close()
+    assert traced.descriptors == []
+
+
+class TestEvents:
+    def test_they_stand_among_the_accesses(self, native: NativeDevice, region: Region) -> None:
+        events = Events(native)
+        assert not events.wanted
+        events.tell("engine", "BEFORE")
+        with Trace() as traced:
+            assert events.wanted
+            native.read(0, 0x20, 4)
+            events.tell("engine", "NOOP", 0x10, address=0x2000, length=8)
+            native.read(0, 0x20, 4)
+            events.tell("", "idle", -1)
+        lines = [trace.line(record, {0: region}, events) for record in traced.read()]
+        assert [record.event for record in traced.read()] == [False, True, False, True]
+        assert lines[1] == "event engine.NOOP=0x10 at 0x2000 (8 bytes)"
+        assert lines[3] == "event idle=0xffffffffffffffff at 0x0"
+        assert trace.name(traced.read()[1], {}) == "event 1"
+        assert trace.name(traced.read()[0], {0: region}) == "bar0.status"
+
+    def test_names_are_bounded(self, native: NativeDevice) -> None:
+        events = Events(native)
+        with Trace(8) as traced:
+            for number in range(2 * NAMES_LIMIT):
+                events.tell("", f"name {number}")
+            events.tell("", "name 0")
+        names = [events.name(record.initiator) for record in traced.read()]
+        assert names == ["other"] * 7 + ["name 0"]
+        assert events.name(1 << 31) == "other"

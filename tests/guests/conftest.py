@@ -50,6 +50,11 @@ class Command:
         assert done.returncode == 0, f"umdev {shlex.join(words)}: {done.stdout}{done.stderr}{self.logs()}"
         return done.stdout
 
+    def follow(self, *words: str) -> subprocess.Popen[str]:
+        """`umdev trace`, while it runs."""
+        program = Path(sysconfig.get_path("scripts")) / "umdev"
+        return subprocess.Popen([program, "trace", *words], stdout=subprocess.PIPE, text=True)
+
     def start(self, parent: str, type_: str, *more: str) -> Served:
         """Start a new device of a type."""
         uuid, argument = self("start", "--parent", parent, "--type", type_, *more).splitlines()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from umdev.errors import NotFound, NotSupported, StateError
+import msgspec
+from umdev.errors import Disconnected, NotFound, NotSupported, ProtocolError, StateError
 
 from . import control, hosts
-from .identity import parse_uuid
+from .identity import is_uuid, parse_uuid
 
-__all__ = ["query", "show", "stop"]
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+__all__ = ["query", "show", "stop", "trace"]
 
 _END_SECONDS = 15.0
 
@@ -30,6 +36,50 @@ def show(uuid: str) -> dict[str, Any]:
     uuid = parse_uuid(uuid)
     described: dict[str, Any] = control.call(_host(uuid).path, control.Show(uuid))
     return described
+
+
+def trace(device: str, patterns: list[str], records: int) -> Iterator[control.Traced]:
+    """Follow a running device, given by UUID or by the path of its socket, until it is gone.
+
+    Ends without an error when the device ends. Raises: as `query`; RemoteError; Disconnected when its process dies.
+    """
+    uuid = parse_uuid(device) if is_uuid(device) else _listening_at(device)
+    host = _host(uuid)
+    with control.connect(host.path, 60.0) as connection:
+        control.send(connection, msgspec.msgpack.encode(control.Trace(uuid, patterns, records)))
+        body = control.receive(connection, control.REPLY_LIMIT)
+        if body is not None:
+            control.unwrap(body)
+        connection.settimeout(None)  # a device may do nothing for long
+        over = False
+        while not over:
+            body = _next(connection)
+            if body is None:
+                raise Disconnected(f"process {host.pid} of {uuid} ended without a word; its log is {host.log}")
+            traced = msgspec.msgpack.decode(body, type=control.Traced)
+            over = traced.over
+            yield traced
+
+
+def _next(connection: socket.socket) -> bytes | None:
+    """A message; None where the process has ended, be it in the middle of one."""
+    try:
+        return control.receive(connection, control.REPLY_LIMIT)
+    except (OSError, ProtocolError):
+        return None
+
+
+def _listening_at(path: str) -> str:
+    """The running device whose bus listens at a path. Raises: NotFound."""
+    wanted = Path(path).absolute()
+    for uuid in hosts.running():
+        try:
+            listening = show(uuid)["socket"]
+        except (NotFound, NotSupported, Disconnected):  # of another program, or just ended
+            continue
+        if listening and Path(listening).absolute() == wanted:
+            return uuid
+    raise NotFound(f"{path} is neither the UUID of a running device nor the socket of one")
 
 
 def stop(uuid: str) -> None:

@@ -20,7 +20,22 @@ from .failures import RemoteError, exit_code, line
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Add", "Failed", "Query", "Reply", "Request", "Show", "Stop", "call", "connect", "failed", "listen"]
+__all__ = [
+    "Add",
+    "Entry",
+    "Failed",
+    "Query",
+    "Reply",
+    "Request",
+    "Show",
+    "Stop",
+    "Trace",
+    "Traced",
+    "call",
+    "connect",
+    "failed",
+    "listen",
+]
 
 REQUEST_LIMIT = 1 << 20
 REPLY_LIMIT = 256 << 20
@@ -63,7 +78,44 @@ class Query(msgspec.Struct, tag_field="verb", tag=True):
     arguments: dict[str, Any]
 
 
-Request = Add | Stop | Show | Query
+class Trace(msgspec.Struct, tag_field="verb", tag=True):
+    """Follow a device: after the reply come `Traced` messages until the device or the connection is gone."""
+
+    uuid: str
+    patterns: list[str]
+    """Names, with `*` and `?`; none: all."""
+    records: int
+    """Kept per thread until they are read."""
+
+
+Request = Add | Stop | Show | Query | Trace
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One access or event. Times in ns, of the host's CLOCK_MONOTONIC."""
+
+    time: int
+    kind: str
+    """`read`, `write` or `event`."""
+    name: str
+    text: str
+    """For people, without the time."""
+    value: int
+    offset: int
+    """In the region; of an event: an address of the model's choice."""
+    length: int
+    duration: int
+    outcome: str
+    thread: int
+
+
+class Traced(msgspec.Struct, array_like=True):
+    """What came since the last message, and how much is lost because it was not read in time."""
+
+    entries: list[Entry]
+    lost: int
+    over: bool = False
+    """The last message: the device has gone."""
 
 
 class Done(msgspec.Struct, tag_field="verb", tag=True):
@@ -150,7 +202,12 @@ def unwrap(body: bytes) -> Any:
 
 def send(connection: socket.socket, body: bytes) -> None:
     """Write one message."""
-    connection.sendall(_LENGTH.pack(len(body)) + body)
+    connection.sendall(framed(body))
+
+
+def framed(body: bytes) -> bytes:
+    """A message as it goes over the socket."""
+    return _LENGTH.pack(len(body)) + body
 
 
 def receive(connection: socket.socket, limit: int) -> bytes | None:

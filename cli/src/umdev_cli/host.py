@@ -24,6 +24,7 @@ from umdev.plugins import plugins
 from . import control, hosts, vmm
 from .describe import describe
 from .failures import Exit, exit_code
+from .tracing import Tracing
 
 if TYPE_CHECKING:
     import socket
@@ -95,6 +96,7 @@ class Host:
             raise NotSupported(f"the bus {bus} works inside one process only; vfio-user can serve others")
         self._hypervisor, self._setup = vmm.prepare(bus)
         self._served: dict[str, _Served] = {}
+        self._tracing = Tracing()
         self._guard = threading.RLock()
         self._closing = False
         """No device is taken any more."""
@@ -172,6 +174,15 @@ class Host:
             served = self._find(uuid)
         return served.device.query(name, **arguments)
 
+    def trace(self, request: control.Trace, connection: socket.socket) -> None:
+        """Send what a device does, until it or the reader is gone. Raises: NotFound, as `Tracing.follow`."""
+        with self._guard:
+            served = self._find(request.uuid)
+        with contextlib.suppress(ConnectionError):  # the reader has hung up
+            self._tracing.follow(
+                served.device, request, connection, lambda: self._served.get(request.uuid) is not served
+            )
+
     def end(self) -> None:
         """Make `run` return. Any thread, also a signal handler."""
         self._closing = self._over = True
@@ -202,6 +213,7 @@ class Host:
                 served.close()
             except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
                 _log.exception("%s: did not end cleanly", served.device)
+        self._tracing.wait()
         self._listener.close()
         if self._setup is not None:
             self._setup.close()
@@ -234,7 +246,9 @@ class Host:
                 body = control.receive(connection, control.REQUEST_LIMIT)
                 if body is None:
                     return
-                reply, last = self._answer(body)
+                reply, last = self._answer(body, connection)
+                if reply is None:
+                    return
                 control.send(connection, msgspec.msgpack.encode(reply))
             except (OSError, ProtocolError) as error:
                 _log.warning("control: %s", error)
@@ -242,7 +256,8 @@ class Host:
                 if last:
                     self.end()
 
-    def _answer(self, body: bytes) -> tuple[control.Reply, bool]:
+    def _answer(self, body: bytes, connection: socket.socket) -> tuple[control.Reply | None, bool]:
+        """What to reply, if that has not been done; and whether the process ends."""
         try:
             request = msgspec.msgpack.decode(body, type=control.Request)
         except msgspec.DecodeError as error:
@@ -259,6 +274,9 @@ class Host:
                     result = self.show(request.uuid)
                 case control.Query():
                     result = self.query(request.uuid, request.name, request.arguments)
+                case control.Trace():
+                    self.trace(request, connection)
+                    return None, False
         except Exception as error:  # noqa: BLE001 - models and plugins may raise anything; the client is told
             if not isinstance(error, UmdevError):
                 _log.exception("%r failed", request)

@@ -27,6 +27,7 @@ BUILTIN: dict[str, str] = {
     "start": "Start a device in a process of its own.",
     "stop": "Stop a running device.",
     "show": "Show a running device: config space, services, counters.",
+    "trace": "Follow the accesses and events of a running device.",
     "serve": "Serve a device in the foreground, as QEMU's conventions ask.",
     "plugins": "List installed plugins and whether they work.",
     "doctor": "Say what this host can do, and how to get the rest.",

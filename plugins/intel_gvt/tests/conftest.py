@@ -27,6 +27,7 @@ BATCH, DATA = 0x10_0000, 0x20_0000
 ALL_ONES = 0xFFFF_FFFF
 RING_PAGES = 4
 SECONDS = 120
+ANSWER_SECONDS = 1.0
 
 
 def noop(count=1):
@@ -337,7 +338,22 @@ class Driver:
 
 
 class Attacker(Driver):
-    """A driver that knows how to misbehave."""
+    """A driver that knows how to misbehave, and sees that each attack has an answer within a second.
+
+    A second of this process's own time, in all its threads: what else the machine does is no answer of ours.
+    """
+
+    asked = None
+
+    def ask(self, *, anew=True):
+        """An attack begins."""
+        if anew or self.asked is None:
+            self.asked = time.process_time()
+
+    def answered(self):
+        """It has come to an end: in an error, in nothing, or in a reset."""
+        took, self.asked = time.process_time() - self.asked, None
+        assert took <= ANSWER_SECONDS
 
     def prepare(self):
         """A table with a batch buffer and a page of data."""
@@ -366,8 +382,20 @@ class Attacker(Driver):
     def settle(self, base, vgpu):
         """Until the engine is idle or has stopped by an error."""
         engine = vgpu.engine_at(base)
+        self.ask(anew=False)
         self.wait_until(lambda: engine.error or not engine.busy, "an end of the attack")
+        self.answered()
         return engine.error
+
+    def submit(self, *contexts):
+        self.ask()
+        super().submit(*contexts)
+
+    def reset_engine(self, base):
+        """An engine that is attacked comes back at once, too."""
+        self.ask()
+        super().reset_engine(base)
+        self.answered()
 
     def image(self, context, **values):
         """Overwrite dwords of a context's image, by number."""
@@ -443,12 +471,16 @@ def attack(pair):
     assert resident() - before <= GROWTH
     assert honest.peek(honest.base, honest.buffer.size) == before_memory
     bus, graphics = honest.status[RENDER]
+    attacker.ask()
     assert honest.run(RENDER, pipe_control(graphics + 0x200, 77))[-1][0] == 0x18
     assert honest.load(bus + 0x200) == 77
+    attacker.answered()
     assert other.errors == 0
     # What the attacker broke, its own reset mends.
     attacker.interrupts.close()
+    attacker.ask()
     attacker.function.reset()
+    attacker.answered()
     attacker.function.enable()
     attacker.status.clear()
     attacker.start()

@@ -131,8 +131,7 @@ class TestInterruptTree:
         tree.mmio.write32(RENDER + 0xA8, 0)
         tree.mmio.write32(BLITTER + 0xA8, 0)
         tree.mmio.write32(0x44200, 1 << 31)
-        for _ in range(1000):
-            self.raise_event(vgpu, "render", 0)
+        self.raise_event(vgpu, "render", 0)
         self.raise_event(vgpu, "blitter", 4)
         assert tree.interrupts.wait(timeout=10) == 1
         assert tree.mmio.read32(0x44308) == 1 | 1 << 20
@@ -142,6 +141,25 @@ class TestInterruptTree:
         assert tree.interrupts.wait(timeout=10) == 1
         tree.mmio.write32(0x44308, 1 << 20)
         assert tree.mmio.read32(0x44200) == 1 << 31
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_an_event_before_the_acknowledgement_of_the_last_is_not_lost(self, tree, vgpu, masked):
+        tree.mmio.write32(RENDER + 0xA8, 0)
+        tree.mmio.write32(0x44200, 1 << 31)
+        self.raise_event(vgpu, "render", 8)
+        assert tree.interrupts.wait(timeout=10) == 1
+        if masked:
+            tree.mmio.write32(0x44200, 0)
+        for _ in range(1000):  # the driver has looked already; its acknowledgement is on the way
+            self.raise_event(vgpu, "render", 8)
+        tree.mmio.write32(0x44308, 0x100)
+        if masked:
+            tree.mmio.write32(0x44200, 1 << 31)
+        assert tree.interrupts.wait(timeout=10) == 1
+        assert tree.mmio.read32(0x44308) == 0x100
+        tree.mmio.write32(0x44308, 0x100)
+        assert tree.mmio.read32(0x44308) == 0
+        assert tree.interrupts.wait(timeout=0) == 0
 
 
 class TestGlobalTable:

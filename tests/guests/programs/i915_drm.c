@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum { RENDER = 1, VIDEO = 2, BLITTER = 3, ENHANCE = 4 };
-enum { PAGE = 4096, SIDE = 256, SURFACE = SIDE * SIDE * 4 };
+enum { PAGE = 4096, SIDE = 256, SURFACE = SIDE * SIDE * 4, LOOP_LIMIT = 100000 };
 #define BATCH_ADDRESS UINT64_C(0x10000000)
 #define FIRST_ADDRESS UINT64_C(0x20000000)
 #define SECOND_ADDRESS UINT64_C(0x30000000)
@@ -178,27 +178,44 @@ static void check_stores(void)
     }
 }
 
-/* Many submissions, one after the other, on two engines in turn. */
-static void check_loop(int count)
+static uint64_t microseconds(void)
 {
-    struct timespec begin, finish;
-    uint32_t target = create(PAGE), failed = 0, wrong = 0;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static int ascending(const void *left, const void *right)
+{
+    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+    return (a > b) - (a < b);
+}
+
+/* Submissions one after the other, on two engines in turn: so many, or for so many seconds. */
+static void check_loop(uint32_t count, uint32_t seconds)
+{
+    static uint32_t took[LOOP_LIMIT];
+    uint32_t target = create(PAGE), failed = 0, wrong = 0, done = 0;
     uint32_t batches[2] = {create(PAGE), create(PAGE)};
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    for (int i = 0; i < count; i++) {
-        uint32_t words[8], value = 0;
-        uint32_t length = end(words, store(words, FIRST_ADDRESS, (uint32_t)i));
-        transfer(GEM_PWRITE, batches[i % 2], 0, words, length);
+    uint64_t begin = microseconds(), now = begin;
+    while (done < count && (!seconds || now - begin < UINT64_C(1000000) * seconds)) {
+        uint32_t words[8], value = 0, batch = batches[done % 2];
+        uint32_t length = end(words, store(words, FIRST_ADDRESS, done));
+        transfer(GEM_PWRITE, batch, 0, words, length);
         struct exec_object objects[] = {object(target, FIRST_ADDRESS, OBJECT_WRITE),
-                                        object(batches[i % 2], BATCH_ADDRESS + (uint64_t)(i % 2) * PAGE, 0)};
-        failed += submit(i % 2 ? BLITTER : RENDER, objects, 2, length) != 0 || wait_for(target, 60) != 0;
+                                        object(batch, BATCH_ADDRESS + done % 2 * PAGE, 0)};
+        failed += submit(done % 2 ? BLITTER : RENDER, objects, 2, length) != 0 || wait_for(target, 60) != 0;
         transfer(GEM_PREAD, target, 0, &value, sizeof value);
-        wrong += value != (uint32_t)i;
+        wrong += value != done;
+        uint64_t ended = microseconds();
+        took[done++] = (uint32_t)(ended - now);
+        now = ended;
     }
-    clock_gettime(CLOCK_MONOTONIC, &finish);
-    printf("submitted=%d\nfailed=%u\nwrong=%u\n", count, failed, wrong);
-    printf("microseconds=%lld\n", ((long long)(finish.tv_sec - begin.tv_sec) * 1000000 + (finish.tv_nsec - begin.tv_nsec) / 1000) /
-                                      (count ? count : 1));
+    need(done > 0, "a loop of none");
+    qsort(took, done, sizeof *took, ascending);
+    printf("submitted=%u\nfailed=%u\nwrong=%u\n", done, failed, wrong);
+    printf("microseconds=%llu\np50=%u\np99=%u\nmost=%u\n", (unsigned long long)(now - begin), took[done / 2],
+           took[done - 1 - done / 100], took[done - 1]);
 }
 
 /* A batch that jumps to itself: the driver resets the engine, and the wait ends. */
@@ -232,7 +249,7 @@ static void check_aperture(void)
 
 int main(int count, char **words)
 {
-    need(count >= 2, "usage: i915_drm blit FILE | stores | loop COUNT | hang | aperture");
+    need(count >= 2, "usage: i915_drm blit FILE | stores | loop COUNT | rate SECONDS | hang | aperture");
     device = open("/dev/dri/renderD128", O_RDWR | O_CLOEXEC);
     need(device >= 0, "/dev/dri/renderD128");
     if (strcmp(words[1], "blit") == 0 && count > 2)
@@ -240,7 +257,9 @@ int main(int count, char **words)
     else if (strcmp(words[1], "stores") == 0)
         check_stores();
     else if (strcmp(words[1], "loop") == 0 && count > 2)
-        check_loop(atoi(words[2]));
+        check_loop(atoi(words[2]) < LOOP_LIMIT ? (uint32_t)atoi(words[2]) : LOOP_LIMIT, 0);
+    else if (strcmp(words[1], "rate") == 0 && count > 2)
+        check_loop(LOOP_LIMIT, (uint32_t)atoi(words[2]));
     else if (strcmp(words[1], "hang") == 0)
         check_hang();
     else if (strcmp(words[1], "aperture") == 0)

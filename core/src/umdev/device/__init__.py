@@ -31,9 +31,10 @@ from .arrays import RegisterArray
 from .bars import IoBar, MemoryBar, Rom
 from .blocks import At, Block, Window
 from .clock import Clock, ManualClock
+from .events import Events
 from .memory import DeviceMemory
 from .model import Device
-from .native import Native, api_address
+from .native import Native, api_address, give_way
 from .parent import DeviceContext, DeviceType, Parent
 from .queries import query
 from .registers import (
@@ -77,6 +78,7 @@ __all__ = [
     "DmaAborted",
     "DmaError",
     "DmaWouldDeadlock",
+    "Events",
     "Field",
     "Flag",
     "HostVirt",
@@ -119,5 +121,6 @@ __all__ = [
     "Window",
     "Work",
     "api_address",
+    "give_way",
     "query",
 ]

@@ -17,6 +17,7 @@ from .blocks import Block, Window
 from .control import Control
 from .current import CurrentServices
 from .dispatch import NativeDevice
+from .events import Events
 from .memory import DeviceMemory
 from .parent import DeviceContext
 from .region import Region
@@ -69,6 +70,7 @@ class Device:
         self.context = context or DeviceContext()
         self.native = NativeDevice(str(self))
         self.native.on_fault(self._faulted)
+        self.trace = Events(self.native)
         self.address_space = AddressSpace(self.native)
         self.address_space.on_unmap(self._unmapped)
         self._interrupt_port = InterruptPort(type(self).interrupts)

@@ -1,4 +1,4 @@
-"""The trace of the driver's accesses: switch it on, read the rings, name the registers.
+"""The trace of accesses and events: switch it on, read the rings, name the registers.
 
 A ring is a sealed memfd of one thread. Its header says where the records lie and what is in them, so a ring can be read
 by any process that has the descriptor (or `/proc/PID/fd/N`), also while it is being written.
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Self
 from umdev._native import ffi, lib
 from umdev.errors import InvalidArgument, StateError
 
+from .events import REGION as EVENT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from .events import Events
     from .region import Region
 
 MAGIC = b"UMDEVTRC"
@@ -28,7 +31,10 @@ RESULTS = ("ok", "pending", "unhandled", "abort", "fault", "gone")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One access. Times are in ns, of CLOCK_MONOTONIC; `value` is the first 8 bytes; `thread` is Linux's."""
+    """One access, or an event. Times are in ns, of CLOCK_MONOTONIC; `value` is the first 8 bytes; `thread` is Linux's.
+
+    Of an event `initiator` is the number of its name (`Events.name`), `offset` its address.
+    """
 
     sequence: int
     time: int
@@ -43,6 +49,11 @@ class Record:
     flags: int
     result: int
     thread: int
+
+    @property
+    def event(self) -> bool:
+        """Nothing that the driver did: the device did it by itself."""
+        return self.region == EVENT
 
     @property
     def write(self) -> bool:
@@ -87,10 +98,10 @@ class Ring:
         if self._format.size > self._record_size or self._first + self._capacity * self._record_size > size:
             raise InvalidArgument(f"descriptor {descriptor} is a damaged trace ring")
 
-    def read(self) -> Snapshot:
-        """The records that are whole; those overwritten while being read count as lost."""
+    def read(self, after: int = 0) -> Snapshot:
+        """The records that are whole and whose sequence is above `after`; those overwritten count as lost."""
         head = HEADER.unpack_from(self._map)[7]
-        oldest = max(0, head - self._capacity)
+        oldest = max(after, head - self._capacity)
         records = []
         for number in range(oldest, head):
             at = self._first + number % self._capacity * self._record_size
@@ -100,7 +111,12 @@ class Ring:
                 values = dict(zip(self._names, self._format.unpack_from(raw), strict=True))
                 known = {name: values[name] for name in Record.__slots__ if name in values}
                 records.append(Record(**known, thread=self.thread))
-        return Snapshot(tuple(records), head - len(records), self.process, self.thread)
+        return Snapshot(tuple(records), head - after - len(records), self.process, self.thread)
+
+    @property
+    def head(self) -> int:
+        """Records ever written."""
+        return int(HEADER.unpack_from(self._map)[7])
 
     def close(self) -> None:
         """Unmap it."""
@@ -137,6 +153,10 @@ class Trace:
         """The records of every thread, by time."""
         return sorted((record for ring in self.snapshots() for record in ring.records), key=lambda record: record.time)
 
+    def close(self) -> None:
+        """Free the rings, unless a trace is running."""
+        lib.umdev_trace_drop()
+
     def snapshots(self) -> Iterator[Snapshot]:
         """Each ring as it is now."""
         for descriptor in self.descriptors:
@@ -147,13 +167,67 @@ class Trace:
                 ring.close()
 
 
-def line(record: Record, regions: Mapping[int, Region]) -> str:
-    """One record for people: `write bar0.status=0x80 raise_irq (4 bytes, 1.2 us)`."""
+class Follower:
+    """Reads a trace as it grows: what came since the last look. For one thread, while the trace runs.
+
+    It makes nobody wait: what is overwritten before it is read is lost, and counted.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        """Begins with what comes from now on."""
+        self._trace = trace
+        self._rings: dict[int, Ring] = {}
+        self._seen: dict[int, int] = {}
+        self._dropped = int(lib.umdev_trace_dropped())
+        for descriptor in trace.descriptors:
+            self._seen[descriptor] = self._ring(descriptor).head
+
+    def read(self) -> tuple[list[Record], int]:
+        """The records of all devices, by time, and how many are lost."""
+        found: list[Record] = []
+        dropped = int(lib.umdev_trace_dropped())
+        lost, self._dropped = dropped - self._dropped, dropped
+        for descriptor in self._trace.descriptors:
+            seen = self._seen.get(descriptor, 0)
+            snapshot = self._ring(descriptor).read(seen)
+            found += snapshot.records
+            lost += snapshot.lost
+            self._seen[descriptor] = seen + len(snapshot.records) + snapshot.lost
+        return sorted(found, key=lambda record: record.time), lost
+
+    def close(self) -> None:
+        """Unmap the rings."""
+        for ring in self._rings.values():
+            ring.close()
+        self._rings.clear()
+
+    def _ring(self, descriptor: int) -> Ring:
+        if descriptor not in self._rings:
+            self._rings[descriptor] = Ring(descriptor)
+        return self._rings[descriptor]
+
+
+def name(record: Record, regions: Mapping[int, Region], events: Events | None = None) -> str:
+    """What it is about: `bar0.status`, `bar0+0x80` where there is no register, `render.MI_NOOP` of an event."""
+    if record.event:
+        return events.name(record.initiator) if events else f"event {record.initiator}"
+    region = regions.get(record.region)
+    return (region and region.name_at(record.offset)) or _place(record, region)
+
+
+def _place(record: Record, region: Region | None) -> str:
+    return f"{region.name if region else f'region {record.region}'}+{record.offset:#x}"
+
+
+def line(record: Record, regions: Mapping[int, Region], events: Events | None = None) -> str:
+    """One record for people: `write bar0.status=0x80 raise_irq (4 bytes, 1.2 us)`, `event render.NOOP=0x0 at 0x8`."""
+    if record.event:
+        length = f" ({record.length} bytes)" if record.length else ""
+        return f"event {name(record, regions, events)}={record.value:#x} at {record.offset:#x}{length}"
     region = regions.get(record.region)
     named = region.text(record.offset, record.value) if region else None
     if named is None:
-        name = region.name if region else f"region {record.region}"
-        named = f"{name}+{record.offset:#x}={record.value:#x}"
+        named = f"{_place(record, region)}={record.value:#x}"
     verb = "write" if record.write else "read"
     outcome = "" if record.outcome == "ok" else f", {record.outcome}"
     return f"{verb:5} {named} ({record.length} bytes, {record.duration / 1000:.1f} us{outcome})"

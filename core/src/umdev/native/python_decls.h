@@ -14,3 +14,8 @@ const umdev_callbacks *umdev_python_callbacks(void);
 
 /* Adds bind_handlers, dma_read and dma_write (see _native.pyi) to the module. 0, or -1 with the error on stderr. */
 int umdev_python_start(void);
+
+/* Lets handlers that wait for the GIL run first, and now and then any thread. Called without the GIL, by a thread that
+ * computes in Python. Waits 10 ms at most. */
+void umdev_python_give_way(void);
+int umdev_python_wanted(void); /* threads that wait for the GIL to run a handler */

@@ -35,6 +35,7 @@ struct ring {
 };
 
 atomic_int umdev_trace_on;
+_Static_assert(sizeof(atomic_int) == sizeof(int), "umdev_trace_flag gives it away as an int");
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list, start and stop */
 static struct ring *rings[RINGS_LIMIT];
@@ -181,6 +182,11 @@ void umdev_trace_drop(void)
 int umdev_trace_enabled(void)
 {
     return atomic_load(&umdev_trace_on);
+}
+
+const int *umdev_trace_flag(void)
+{
+    return (const int *)&umdev_trace_on;
 }
 
 uint32_t umdev_trace_rings(int *descriptors, uint32_t capacity)

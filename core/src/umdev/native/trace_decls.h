@@ -2,7 +2,8 @@
  * One ring of records per thread, in a sealed memfd that any process may map. Off, an access pays one branch.
  */
 
-/* One access by the driver. 64 bytes. A reader copies a record and keeps it only if `sequence` is the one it expects
+/* One access by the driver; or, with region 0xFFFF, something that the device does by itself: `initiator` is then the
+ * number of its name, which the model knows, and `offset` an address of the model's choice. 64 bytes. A reader copies a record and keeps it only if `sequence` is the one it expects
  * both before and after: it is 0 while the record is being written. */
 typedef struct umdev_trace_record {
     uint64_t sequence; /* 1 is the thread's first; the record of n lies at index (n - 1) % capacity */
@@ -40,6 +41,7 @@ int umdev_trace_start(uint64_t capacity);
 void umdev_trace_stop(void);
 void umdev_trace_drop(void);
 int umdev_trace_enabled(void);
+const int *umdev_trace_flag(void); /* what umdev_trace_enabled returns, to be looked at without a call */
 /* Copies at most `capacity` ring descriptors and returns how many there are. They stay the core's: dup to keep. */
 uint32_t umdev_trace_rings(int *descriptors, uint32_t capacity);
 uint64_t umdev_trace_dropped(void); /* records for which there was no ring (256 threads, or no memory) */

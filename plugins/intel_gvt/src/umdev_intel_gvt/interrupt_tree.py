@@ -2,6 +2,8 @@
 
 Facts: Intel Graphics PRM, Kaby Lake, volume 2c: each block is ISR, IMR, IIR, IER, sixteen bytes.
 A bit of IIR is set when its event comes and IMR lets it; it counts when IER has it; the master's bit 31 lets all out.
+Each bit has a second place behind it: an event that comes while the bit is set sets it again when it is cleared. A
+driver needs that, since its write that clears may be posted: it looks for what has happened before that write arrives.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from umdev.device import RO, W1C, At, Block, Flag, Register
+from umdev.device import RO, W1C, At, Block, Flag, Register, State
 
 if TYPE_CHECKING:
     from .ring import RingRegisters
@@ -42,6 +44,8 @@ class EventBlock(Block["Vgpu"]):
     imr = Register(0x4, reset=ALL_MASKED)
     iir = Register(0x8, W1C)
     ier = Register(0xC)
+    queued = State(lambda: 0)
+    """Bits of IIR that will be set again when they are cleared."""
 
     @imr.on_write
     def masked(self, value: int) -> None:
@@ -49,13 +53,25 @@ class EventBlock(Block["Vgpu"]):
 
     @iir.on_write
     def acknowledged(self, value: int) -> None:
-        """What is left may still be wanted."""
-        self.device.registers.interrupts.evaluate()
+        """What came twice comes back, as a new edge; what is left may still be wanted."""
+        tree = self.device.registers.interrupts
+        tree.evaluate()
+        again = self.queued & value
+        if again:
+            self.queued &= ~again
+            self.iir.value |= again
+            tree.evaluate()
 
     @ier.on_write
     def enabled(self, value: int) -> None:
         """What was waiting may be wanted now."""
         self.device.registers.interrupts.evaluate()
+
+    def add(self, bit: int) -> None:
+        """An event has come, and IMR lets it."""
+        if self.iir.value & bit:
+            self.queued |= bit
+        self.iir.value |= bit
 
     @property
     def wanted(self) -> int:
@@ -96,12 +112,12 @@ class InterruptTree(Block["Vgpu"]):
         return found | (1 << 30 if self.pcu.wanted else 0)
 
     def raise_event(self, ring: RingRegisters, block: int, shift: int, event: EngineEvent) -> None:
-        """An engine's event; the device lock is held. Events that come together are one bit, and one message."""
+        """An engine's event; the device lock is held. However many come, they are two at most, as hardware has it."""
         bit = 1 << event + shift
         target = self.gt[block]
         if ring.interrupt_mask.value & bit or target.imr.value & bit:
             return
-        target.iir.value |= bit
+        target.add(bit)
         self.evaluate()
 
     def evaluate(self) -> None:

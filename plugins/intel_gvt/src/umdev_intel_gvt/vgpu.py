@@ -158,7 +158,10 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """Of each engine: utilisation since the vGPU was made, submissions, errors; memory; what was refused."""
+        """Of each engine: utilisation since the vGPU was made, submissions, errors; memory; what was refused.
+
+        busy_ns: the engines' time that this vGPU has had; gpu_busy_ns: all vGPUs, those included that are gone.
+        """
         elapsed = max(1, self.clock.now_ns - self._opened_ns)
         return {
             "engines": {
@@ -174,6 +177,7 @@ class Vgpu(Device):
                 for engine in self.engines
             },
             "busy_ns": self.client.busy_ns,
+            "gpu_busy_ns": self.client.scheduler.busy_ns,
             "weight": self.client.weight,
             "aperture": [self.slice.aperture.base, self.slice.aperture.size],
             "hidden": [self.slice.hidden.base, self.slice.hidden.size],

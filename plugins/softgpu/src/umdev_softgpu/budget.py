@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from umdev.device import give_way
+
 from ._native import ffi, lib
 
 UNLIMITED = (1 << 63) - 1
@@ -39,7 +41,8 @@ class Budget:
 
     @property
     def left(self) -> bool:
-        """Whether the step may go on."""
+        """Whether the step may go on. Looking also lets handlers run that wait for the interpreter (`give_way`)."""
+        give_way()
         return bool(lib.softgpu_budget_left(self._native))
 
     @property

@@ -7,15 +7,6 @@
 
 #include <stdbool.h>
 
-extern void umdev_python_adopt(void); /* cffi's: python_callbacks.cdef */
-
-static PyGILState_STATE gil_take(void)
-{
-    if (!PyGILState_GetThisThreadState())
-        umdev_python_adopt(); /* else the thread would get a new one for each access */
-    return PyGILState_Ensure();
-}
-
 /* The exception that is set ends the access as UMDEV_FAULT; the owner tells whoever is concerned. */
 static void report(const umdev_python_handlers *handlers, uint32_t slot)
 {
@@ -62,7 +53,7 @@ static PyObject *handler_call(PyObject *handler, const uint64_t *values, int cou
 static uint64_t enter(const umdev_python_handlers *handlers, uint32_t slot, bool write, const uint64_t *values,
                       int count)
 {
-    PyGILState_STATE state = gil_take();
+    PyGILState_STATE state = umdev_python_enter();
     PyObject *handler = handler_get(handlers, slot, write);
     PyObject *result = handler ? handler_call(handler, values, count) : NULL;
     uint64_t value = result && !write ? PyLong_AsUnsignedLongLongMask(result) : 0;

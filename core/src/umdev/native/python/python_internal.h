@@ -13,6 +13,11 @@
 #include "memory_decls.h"
 #include "python_decls.h"
 
+extern void umdev_python_adopt(void); /* cffi's: python_callbacks.cdef */
+
+/* Takes the GIL for a handler: before any thread that calls umdev_python_give_way. PyGILState_Release ends it. */
+PyGILState_STATE umdev_python_enter(void);
+
 /* Functions of the module; called with the GIL. */
 PyObject *umdev_python_bind_handlers(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *umdev_python_dma_read(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from umdev_softgpu import Blit, Rect, Surface, Tiling
 
+from . import patterns, surfaces
+from .names import blit_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -17,76 +20,58 @@ if TYPE_CHECKING:
     from .outcome import Outcome
 
 Command = tuple[int, ...]
-BYTES_PER_PIXEL = (1, 2, 2, 4)
-"""By depth: 8 bits, 565, 1555, 8888."""
-TILED_TARGET, TILED_SOURCE = 1 << 11, 1 << 15
-WRITE_COLOURS, WRITE_ALPHA = 1 << 20, 1 << 21
 
 
 def execute(execution: Execution, command: Command) -> Outcome | None:
-    """Begin one; an opcode that is not known stops the engine."""
+    """Begin one. What is not drawn here is passed over and counted; an opcode that is none stops the engine."""
     opcode = command[0] >> 22 & 0x7F
     found = _HANDLERS.get(opcode)
     if found is None:
-        return execution.fail(f"blitter opcode {opcode:#04x} is not known")
+        if (name := blit_name(opcode)) is None:
+            return execution.fail(f"blitter opcode {opcode:#04x} is not known")
+        execution.pass_over(name)  # hardware draws it, and goes on
+        return None
     handler, least = found
     if len(command) < least:
         return execution.fail(f"blitter opcode {opcode:#04x} of {len(command)} dwords; it has {least} at least")
     return handler(execution, command)
 
 
-def _signed(value: int) -> int:
-    return (value & 0xFFFF) - ((value & 0x8000) << 1)
-
-
-def _surface(execution: Execution, low: int, high: int, pitch: int, *, tiled: int) -> Surface:
-    bytes_of_pitch = _signed(pitch) * (4 if tiled else 1)
-    tiling = Tiling.X if tiled else Tiling.LINEAR
-    return Surface(execution.context.ppgtt, low | (high & 0xFFFF) << 32, bytes_of_pitch, tiling)
-
-
-def _rectangle(first: int, last: int) -> Rect:
-    x, y = _signed(first), _signed(first >> 16)
-    return Rect(x, y, _signed(last) - x, _signed(last >> 16) - y)
-
-
-def _write_mask(header: int, depth: int) -> int:
-    """The bits of a pixel that are written: with 32 bits, colours and alpha one by one."""
-    if BYTES_PER_PIXEL[depth] != 4:
-        return (1 << 8 * BYTES_PER_PIXEL[depth]) - 1
-    return (0xFF_FFFF if header & WRITE_COLOURS else 0) | (0xFF00_0000 if header & WRITE_ALPHA else 0)
+def _surface(execution: Execution, command: Command, at: int, pitch: int, *, tiled: int) -> Surface:
+    address = command[at] | (command[at + 1] & 0xFFFF) << 32
+    return surfaces.surface(execution, address, pitch, tiled=tiled)
 
 
 def _fill(execution: Execution, command: Command) -> Outcome | None:
     """XY_COLOR_BLT."""
-    depth = command[1] >> 24 & 3
-    target = _surface(execution, command[4], command[5], command[1], tiled=command[0] & TILED_TARGET)
+    target = _surface(execution, command, 4, command[1], tiled=command[0] & surfaces.TILED_TARGET)
     return execution.start_blit(
         Blit.fill(
             target,
-            _rectangle(command[2], command[3]),
-            BYTES_PER_PIXEL[depth],
+            surfaces.rectangle(command[2], command[3]),
+            surfaces.pixel_bytes(command[1]),
             command[6],
             rop=command[1] >> 16 & 0xFF,
-            write_mask=_write_mask(command[0], depth),
+            clip=surfaces.clip(execution, command[1]),
+            write_mask=surfaces.write_mask(command[0], command[1]),
         )
     )
 
 
 def _copy(execution: Execution, command: Command) -> Outcome | None:
     """XY_SRC_COPY_BLT."""
-    depth = command[1] >> 24 & 3
-    target = _surface(execution, command[4], command[5], command[1], tiled=command[0] & TILED_TARGET)
-    source = _surface(execution, command[8], command[9], command[7], tiled=command[0] & TILED_SOURCE)
+    target = _surface(execution, command, 4, command[1], tiled=command[0] & surfaces.TILED_TARGET)
+    source = _surface(execution, command, 8, command[7], tiled=command[0] & surfaces.TILED_SOURCE)
     return execution.start_blit(
         Blit.copy(
             target,
             source,
-            _rectangle(command[2], command[3]),
-            BYTES_PER_PIXEL[depth],
-            at=(_signed(command[6]), _signed(command[6] >> 16)),
+            surfaces.rectangle(command[2], command[3]),
+            surfaces.pixel_bytes(command[1]),
+            at=(surfaces.signed(command[6]), surfaces.signed(command[6] >> 16)),
             rop=command[1] >> 16 & 0xFF,
-            write_mask=_write_mask(command[0], depth),
+            clip=surfaces.clip(execution, command[1]),
+            write_mask=surfaces.write_mask(command[0], command[1]),
         )
     )
 
@@ -98,17 +83,17 @@ def _bytes_rectangle(command: Command) -> Rect:
 
 def _plain_fill(execution: Execution, command: Command) -> Outcome | None:
     """COLOR_BLT: rows of bytes from an address on."""
-    depth = BYTES_PER_PIXEL[command[1] >> 24 & 3]
+    depth = surfaces.pixel_bytes(command[1])
     x, y, width, height = _bytes_rectangle(command)
-    target = _surface(execution, command[3], command[4], command[1], tiled=0)
+    target = _surface(execution, command, 3, command[1], tiled=0)
     rect = Rect(x, y, width // depth, height)
     return execution.start_blit(Blit.fill(target, rect, depth, command[5], rop=command[1] >> 16 & 0xFF))
 
 
 def _plain_copy(execution: Execution, command: Command) -> Outcome | None:
     """SRC_COPY_BLT: rows of bytes from an address on."""
-    target = _surface(execution, command[3], command[4], command[1], tiled=0)
-    source = _surface(execution, command[6], command[7], command[5], tiled=0)
+    target = _surface(execution, command, 3, command[1], tiled=0)
+    source = _surface(execution, command, 6, command[5], tiled=0)
     rect = _bytes_rectangle(command)
     return execution.start_blit(Blit.copy(target, source, rect, 1, rop=command[1] >> 16 & 0xFF))
 
@@ -123,22 +108,22 @@ def _fast_copy(execution: Execution, command: Command) -> Outcome | None:
     tilings = [_FAST_TILINGS.get(command[0] >> shift & 3) for shift in (13, 20)]
     if depth is None or tilings[0] is None or tilings[1] is None:
         return execution.fail(f"fast copy {command[0]:#010x} {command[1]:#010x}")
-    surfaces = [
+    pair = [
         Surface(
             execution.context.ppgtt,
             command[at] | (command[at + 1] & 0xFFFF) << 32,
-            _signed(pitch) * (1 if tiling is Tiling.LINEAR else 4),
+            surfaces.signed(pitch) * (1 if tiling is Tiling.LINEAR else 4),
             tiling,
         )
         for at, pitch, tiling in ((4, command[1], tilings[0]), (8, command[7], tilings[1]))
     ]
     return execution.start_blit(
         Blit.copy(
-            surfaces[0],
-            surfaces[1],
-            _rectangle(command[2], command[3]),
+            pair[0],
+            pair[1],
+            surfaces.rectangle(command[2], command[3]),
             depth,
-            at=(_signed(command[6]), _signed(command[6] >> 16)),
+            at=(surfaces.signed(command[6]), surfaces.signed(command[6] >> 16)),
         )
     )
 
@@ -149,5 +134,6 @@ _HANDLERS: Mapping[int, tuple[Callable[[Execution, Command], Outcome | None], in
     0x43: (_plain_copy, 8),
     0x50: (_fill, 7),
     0x53: (_copy, 10),
+    **patterns.HANDLERS,
 }
 """Opcode -> what to do, and the least number of dwords."""

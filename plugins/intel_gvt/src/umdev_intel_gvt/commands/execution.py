@@ -16,11 +16,12 @@ from .stream import Batch, Limited, Ring, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from umdev_softgpu import Blit, Budget, Space
+    from umdev_softgpu import Blit, Budget, Rect, Space
 
     from ..context import Context
     from ..execlists import EngineState
     from ..interrupt_tree import EngineEvent
+    from .patterns import Setup
 
 PASSED = "without effect"
 """How commands are counted that are passed over: no-operations, and state of pipelines that do not exist."""
@@ -36,6 +37,7 @@ class Execution:
     def __init__(self, engine: EngineState, context: Context) -> None:
         self.engine, self.context = engine, context
         self.memory = engine.memory
+        self._trace = engine.vgpu.trace
         self.generation = engine.generation
         self.registers = CommandRegisters(engine)
         self.ring = Ring(self.memory.ggtt, context.start, context.size, context.head, context.tail)
@@ -44,6 +46,9 @@ class Execution:
             self._streams.append(Limited(self.memory.ggtt, context.indirect, context.indirect_bytes))
         self._blit: Blit | None = None
         self._again: tuple[int, ...] | None = None
+        self.setup: Setup | None = None
+        """The blitter's, for commands that draw by it."""
+        self.clip: Rect | None = None
         self.header = 0
         self.trouble = ""
         self.refused: Counter[str] = Counter()
@@ -86,13 +91,19 @@ class Execution:
             taken = stream.take()
             budget.spend(4 * (stream.passed - passed))
             self.engine.executed[PASSED] += stream.passed - passed
+            if stream.passed != passed and self._trace.wanted:
+                self._trace.tell(self.engine.spec.name, PASSED, stream.passed - passed, address=stream.address)
             if isinstance(taken, Fault):
                 return self.fail(f"commands can't be read: {taken}")
             command = taken
         if not command:
             return self._ended(stream)
         self.header = command[0]
-        self.engine.executed[name(command[0])] += 1
+        named = name(command[0])
+        self.engine.executed[named] += 1
+        if self._trace.wanted:
+            length = 4 * len(command)
+            self._trace.tell(self.engine.spec.name, named, command[0], address=stream.address - length, length=length)
         budget.spend(COMMAND_COST + 4 * len(command))
         outcome = HANDLERS[command[0] >> 29](self, command)
         if outcome is Outcome.BLOCKED:
@@ -127,6 +138,10 @@ class Execution:
         """A command that its stream has no privilege for is passed over, and counted."""
         self.refused[what] += 1
         self.engine.vgpu.refused_commands[what] += 1
+
+    def pass_over(self, what: str) -> None:
+        """Hardware does something here that this engine does not: go on, as it would, and count it."""
+        self.engine.vgpu.refused_commands[f"{what} is not done here"] += 1
 
     def space(self, *, global_: bool) -> Space | None:
         """Where a command stores: None where it asks for the global table without the privilege."""

@@ -9,6 +9,8 @@ from umdev_softgpu import Fault
 
 from ..interrupt_tree import EngineEvent
 from .alu import compute
+from .atomics import atomic
+from .names import mi_name
 from .outcome import Outcome
 from .render import INVALIDATE_TLB, PostSync, post_sync_value, store
 
@@ -20,16 +22,21 @@ if TYPE_CHECKING:
 Command = tuple[int, ...]
 GLOBAL = 1 << 22
 REGISTER_MASK = 0x7F_FFFC
+CACHE_LINE = 64
+REPORT_BYTES = 256
 COMPARISONS = (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne)
 """By MI_SEMAPHORE_WAIT's bits 14:12: what memory has to be against what the command says."""
 
 
 def execute(execution: Execution, command: Command) -> Outcome | None:
-    """Run one; an opcode that is not known stops the engine."""
+    """Run one. What is not done here is passed over and counted; an opcode that is none stops the engine."""
     opcode = command[0] >> 23 & 0x3F
     found = _HANDLERS.get(opcode)
     if found is None:
-        return execution.fail(f"MI opcode {opcode:#04x} is not known")
+        if (name := mi_name(opcode)) is None:
+            return execution.fail(f"MI opcode {opcode:#04x} is not known")
+        execution.pass_over(name)
+        return None
     handler, least = found
     if len(command) < least:
         return execution.fail(f"MI opcode {opcode:#04x} of {len(command)} dwords; it has {least} at least")
@@ -151,6 +158,20 @@ def _math(execution: Execution, command: Command) -> Outcome | None:
     return execution.fail(wrong) if wrong else None
 
 
+def _report(execution: Execution, command: Command) -> Outcome | None:
+    """MI_REPORT_PERF_COUNT: its number, the time, the context, and counters of pipelines that do not exist: 0."""
+    stamp = execution.engine.vgpu.timestamp() & 0xFFFF_FFFF
+    words = (command[3], stamp, execution.context.descriptor.identity & 0xFFFF_FFFF)
+    value = b"".join(word.to_bytes(4, "little") for word in words).ljust(REPORT_BYTES, b"\0")
+    address = command[1] & ~(CACHE_LINE - 1) | (command[2] & 0xFFFF) << 32
+    return store(execution, address, value, index=0, global_=command[1] & 1)
+
+
+def _nothing(_execution: Execution, _command: Command) -> Outcome | None:
+    """MI_CLFLUSH: nothing is cached here."""
+    return None
+
+
 _HANDLERS: Mapping[int, tuple[Callable[[Execution, Command], Outcome | None], int]] = {
     0x02: (_user_interrupt, 1),
     0x0A: (_batch_end, 1),
@@ -160,9 +181,12 @@ _HANDLERS: Mapping[int, tuple[Callable[[Execution, Command], Outcome | None], in
     0x22: (_load_registers, 3),
     0x24: (_store_register, 4),
     0x26: (_flush, 4),
+    0x27: (_nothing, 1),
+    0x28: (_report, 4),
     0x29: (_load_register, 4),
     0x2A: (_copy_register, 3),
     0x2E: (_copy_memory, 5),
+    0x2F: (atomic, 3),
     0x31: (_batch_start, 3),
     0x36: (_conditional_end, 4),
 }
