@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, BYTES = 64 * 1024, PUSH_BYTES = 2 * PAGE, ENGINE_COPY = 0x30, COPY_CLASS = 0xB0B5 };
+enum { PAGE = 4096, BYTES = 64 * 1024, PUSH_BYTES = 2 * PAGE, ENGINE_GRAPHICS = 1, ENGINE_COPY = 0x30, COPY_CLASS = 0xB0B5 };
 enum { VRAM = 1 << 1, GART = 1 << 2, MAPPABLE = 1 << 3 };
 #define UNMAPPED UINT64_C(0x7f000000)
 #define KERNEL_FIRST (UINT64_C(1) << 39)
@@ -75,6 +75,17 @@ struct buffer { uint32_t handle, domain; uint64_t address, map; uint8_t *bytes; 
 
 static int device;
 
+static int exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+static void pause_ms(long milliseconds)
+{
+    struct timespec pause = {.tv_nsec = milliseconds * 1000000};
+    nanosleep(&pause, NULL);
+}
+
 static void need(int holds, const char *what)
 {
     if (!holds) {
@@ -118,17 +129,23 @@ static uint32_t *methods(uint32_t *at, uint32_t subchannel, uint32_t method, uin
     return at + 1;
 }
 
-static uint32_t *copy(uint32_t *at, uint64_t from, uint64_t to, uint32_t length, uint32_t lines)
+/* `pitch` is both images': with 0 the same bytes are copied once for every line. */
+static uint32_t *copy_lines(uint32_t *at, uint64_t from, uint64_t to, uint32_t pitch, uint32_t length, uint32_t lines)
 {
     at = methods(at, 4, 0, 1);
     *at++ = COPY_CLASS;
     at = methods(at, 4, 0x400, 8);
     const uint32_t values[] = {(uint32_t)(from >> 32), (uint32_t)from, (uint32_t)(to >> 32), (uint32_t)to,
-                               length, length, length, lines};
+                               pitch, pitch, length, lines};
     memcpy(at, values, sizeof values);
     at = methods(at + 8, 4, 0x300, 1);
     *at++ = 0x386; /* not pipelined, flushed, both images without blocks, several lines */
     return at;
+}
+
+static uint32_t *copy(uint32_t *at, uint64_t from, uint64_t to, uint32_t length, uint32_t lines)
+{
+    return copy_lines(at, from, to, length, length, lines);
 }
 
 /* Runs what `push` holds with these buffers; the push buffer is the last of them. Returns 0 or an errno. */
@@ -243,8 +260,7 @@ static void check_fault(void)
     at = methods(at + 3, 4, 0x300, 1);
     *at++ = 1 << 3;
     int first = submit(channel, all, 2, (size_t)((uint8_t *)at - push.bytes)), waited = wait_for(&to);
-    struct timespec pause = {.tv_nsec = 200000000};
-    nanosleep(&pause, NULL);
+    pause_ms(200);
     int again = submit(channel, all, 2, 8);
     printf("first=%d\nwaited=%d\nkilled=%d\nuntouched=%d\n", first, waited, again == ENODEV, to.bytes[0] == 0x5A);
 }
@@ -284,6 +300,122 @@ static void check_exec(void)
     printf("waited=%d\nwrong=%d\n", waited, wrong(to.bytes, 5));
 }
 
+/* Copies without end, until /tmp/stop is there: so many lists of them are submitted ahead that the engine has always
+ * something to do, whatever becomes of this processor meanwhile. */
+static void run_hog(void)
+{
+    enum { AHEAD = 16, LAUNCHES = 4, LINES = 2048 };
+    uint32_t channel = channel_on(ENGINE_COPY);
+    struct buffer from = create(BYTES, GART), video = create(BYTES, VRAM), to = create(BYTES, GART), push[AHEAD];
+    map(&from, BYTES), map(&to, BYTES);
+    pattern(from.bytes, 9);
+    int lists = 0, failed = 0, waits = 0;
+    for (int i = 0; i < AHEAD; i++) {
+        push[i] = create(PUSH_BYTES, GART);
+        map(&push[i], PUSH_BYTES);
+    }
+    for (; !exists("/tmp/stop") && !failed && !waits; lists++) {
+        struct buffer *next = &push[lists % AHEAD], *all[] = {&from, &video, next};
+        if (lists >= AHEAD)
+            waits |= wait_for(next);
+        uint32_t *at = (uint32_t *)next->bytes;
+        for (int launch = 0; launch < LAUNCHES; launch++)
+            at = copy_lines(at, from.address, video.address, 0, BYTES, LINES);
+        failed += submit(channel, all, 3, (size_t)((uint8_t *)at - next->bytes)) != 0;
+        if (lists + 1 == AHEAD) {
+            printf("begun=1\n");
+            fflush(stdout);
+        }
+    }
+    struct buffer *last[] = {&video, &to, &push[lists % AHEAD]};
+    waits |= wait_for(last[2]);
+    uint32_t *at = copy((uint32_t *)last[2]->bytes, video.address, to.address, PAGE, BYTES / PAGE);
+    failed += submit(channel, last, 3, (size_t)((uint8_t *)at - last[2]->bytes)) != 0;
+    waits |= wait_for(&to);
+    printf("lists=%d\nfailed=%d\nwaited=%d\nwrong=%d\n", lists, failed, waits, wrong(to.bytes, 9));
+    release_channel(channel);
+}
+
+/* Work on the graphics engine's runlist, each after the one before: a frame is done when its number is in memory. */
+static void check_frames(int count)
+{
+    uint32_t channel = channel_on(ENGINE_GRAPHICS);
+    struct buffer fence = create(PAGE, GART), push = create(PUSH_BYTES, GART), *all[] = {&fence, &push};
+    map(&fence, PAGE), map(&push, PUSH_BYTES);
+    volatile uint32_t *done = (volatile uint32_t *)fence.bytes;
+    *done = 0;
+    int failed = 0;
+    for (int frame = 1; frame <= count && !failed; frame++) {
+        uint32_t *at = methods((uint32_t *)push.bytes, 0, 0x10, 4);
+        const uint32_t release[] = {(uint32_t)(fence.address >> 32), (uint32_t)fence.address, (uint32_t)frame,
+                                    2 | 1 << 24};
+        memcpy(at, release, sizeof release);
+        failed = submit(channel, all, 2, (size_t)((uint8_t *)(at + 4) - push.bytes));
+        while (!failed && *done != (uint32_t)frame)
+            pause_ms(1);
+    }
+    printf("frames=%u\nfailed=%d\n", *done, failed);
+    release_channel(channel);
+}
+
+enum { MIB = 1 << 20 };
+#define SECRET UINT64_C(0x5EC7E700)
+
+struct kept {
+    uint32_t channel;
+    struct buffer video, staging, push;
+};
+
+static int transfer(struct kept *k, uint64_t from, uint64_t to)
+{
+    struct buffer *all[] = {&k->video, &k->staging, &k->push};
+    uint32_t *at = copy((uint32_t *)k->push.bytes, from, to, PAGE, MIB / PAGE);
+    int error = submit(k->channel, all, 3, (size_t)((uint8_t *)at - k->push.bytes));
+    return error ? error : wait_for(&k->staging);
+}
+
+/* Looks at all of video memory that it has: words that are not its own, words that are another guest's secret. */
+static void look(struct kept *k, uint64_t own, uint64_t mib)
+{
+    uint64_t other = 0, strange = 0, *words = (uint64_t *)k->staging.bytes;
+    int failed = 0;
+    for (uint64_t number = 0; number < mib; number++) {
+        failed |= transfer(k, k->video.address + number * MIB, k->staging.address);
+        for (uint64_t i = 0; i < MIB / 8; i++) {
+            other += words[i] != (own << 32 | (number * (MIB / 8) + i));
+            strange += (words[i] >> 36) == SECRET >> 4 && words[i] >> 32 != own;
+        }
+    }
+    printf("failed=%d\nother=%llu\nstrange=%llu\n", failed, (unsigned long long)other, (unsigned long long)strange);
+    fflush(stdout);
+}
+
+/* Takes some video memory, looks what was left in it, fills it with a secret, keeps it until /tmp/look is there, and
+ * looks again. */
+static void keep(unsigned seed, uint64_t mib)
+{
+    struct kept k = {.channel = channel_on(ENGINE_COPY),
+                     .video = create(mib * MIB, VRAM),
+                     .staging = create(MIB, GART),
+                     .push = create(PUSH_BYTES, GART)};
+    map(&k.staging, MIB), map(&k.push, PUSH_BYTES);
+    uint64_t own = SECRET | seed, *words = (uint64_t *)k.staging.bytes;
+    look(&k, own, mib);
+    int failed = 0;
+    for (uint64_t number = 0; number < mib; number++) {
+        for (uint64_t i = 0; i < MIB / 8; i++)
+            words[i] = own << 32 | (number * (MIB / 8) + i);
+        failed |= transfer(&k, k.staging.address, k.video.address + number * MIB);
+    }
+    printf("filled=%d\n", failed == 0);
+    fflush(stdout);
+    while (!exists("/tmp/look"))
+        pause_ms(50);
+    look(&k, own, mib);
+    printf("looked=1\n");
+    release_channel(k.channel);
+}
+
 int main(int count, char **words)
 {
     device = open("/dev/dri/card0", O_RDWR);
@@ -297,6 +429,12 @@ int main(int count, char **words)
         check_fault();
     else if (strcmp(check, "exec") == 0)
         check_exec();
+    else if (strcmp(check, "hog") == 0)
+        run_hog();
+    else if (strcmp(check, "frames") == 0)
+        check_frames(count > 2 ? atoi(words[2]) : 1);
+    else if (strcmp(check, "keep") == 0)
+        keep(count > 2 ? (unsigned)atoi(words[2]) : 1, count > 3 ? (uint64_t)atoi(words[3]) : 1);
     else
         return 2;
     return 0;
