@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, BYTES = 64 * 1024, PUSH_BYTES = 2 * PAGE, ENGINE_GRAPHICS = 1, ENGINE_COPY = 0x30, COPY_CLASS = 0xB0B5 };
-enum { VRAM = 1 << 1, GART = 1 << 2, MAPPABLE = 1 << 3 };
+enum { MIB = 1 << 20, VRAM = 1 << 1, GART = 1 << 2, MAPPABLE = 1 << 3 };
 #define UNMAPPED UINT64_C(0x7f000000)
 #define KERNEL_FIRST (UINT64_C(1) << 39)
 #define KERNEL_BYTES (UINT64_C(1) << 38)
@@ -336,6 +336,32 @@ static void run_hog(void)
     release_channel(channel);
 }
 
+/* Both ends of a large piece of video memory. */
+static void check_ends(uint64_t mib)
+{
+    uint32_t channel = channel_on(ENGINE_COPY);
+    struct buffer video = create(mib * MIB, VRAM), system = create(2 * BYTES, GART), push = create(PUSH_BYTES, GART);
+    map(&system, 2 * BYTES), map(&push, PUSH_BYTES);
+    struct buffer *all[] = {&video, &system, &push};
+    const uint64_t ends[] = {video.address, video.address + mib * MIB - BYTES};
+    int failed = 0;
+    for (int back = 0; back <= 1; back++) {
+        uint32_t *at = (uint32_t *)push.bytes;
+        for (uint32_t i = 0; i < 2; i++) {
+            uint64_t here = system.address + i * BYTES;
+            at = back ? copy(at, ends[i], here, PAGE, BYTES / PAGE) : copy(at, here, ends[i], PAGE, BYTES / PAGE);
+            if (!back)
+                pattern(system.bytes + i * BYTES, 20 + i);
+        }
+        failed |= submit(channel, all, 3, (size_t)((uint8_t *)at - push.bytes));
+        failed |= wait_for(&system);
+        if (!back)
+            memset(system.bytes, 0, 2 * BYTES);
+    }
+    printf("failed=%d\nwrong=%d\n", failed, wrong(system.bytes, 20) + wrong(system.bytes + BYTES, 21));
+    release_channel(channel);
+}
+
 /* Work on the graphics engine's runlist, each after the one before: a frame is done when its number is in memory. */
 static void check_frames(int count)
 {
@@ -358,7 +384,6 @@ static void check_frames(int count)
     release_channel(channel);
 }
 
-enum { MIB = 1 << 20 };
 #define SECRET UINT64_C(0x5EC7E700)
 
 struct kept {
@@ -429,6 +454,8 @@ int main(int count, char **words)
         check_fault();
     else if (strcmp(check, "exec") == 0)
         check_exec();
+    else if (strcmp(check, "ends") == 0)
+        check_ends(count > 2 ? (uint64_t)atoi(words[2]) : 1);
     else if (strcmp(check, "hog") == 0)
         run_hog();
     else if (strcmp(check, "frames") == 0)
