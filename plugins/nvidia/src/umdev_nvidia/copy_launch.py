@@ -103,9 +103,7 @@ class Launch:
         size, width, height, _, layer, origin = (self._state[blocks + 4 * number] for number in range(6))
         rows, layers = size >> 4 & 0xF, size >> 8 & 0xF
         if size & 0xF or size >> 12 & 0xF != FERMI_GOB or max(rows, layers) > GREATEST_BLOCK:
-            raise LaunchError(
-                f"blocks of {size:#x}: one gob of 8 rows wide, 1 << 0 to 5 gobs high and deep"
-            )
+            raise LaunchError(f"blocks of {size:#x}: one gob of 8 rows wide, 1 << 0 to 5 gobs high and deep")
         row_bytes = -(-width * element // GOB_WIDTH) * GOB_WIDTH
         block_height = GOB_HEIGHT << rows
         layer_bytes = row_bytes * (-(-height // block_height) * block_height)

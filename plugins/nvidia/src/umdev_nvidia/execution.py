@@ -81,7 +81,7 @@ class Execution:
             self._launch = None
             return None
         budget.spend(METHOD_COST)
-        method = self._again or self.pusher.take(self.user_page.put)
+        method = self._again or self.pusher.take(self.user_page)
         if self.pusher.finished:
             self.pusher.finished = False
             self.user_page.show(self.pusher.get, self.pusher.last)
