@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 KERNELS = ("full", "bookworm")
 TYPE, FIT = "nvidia-41", 4
 POINTS = 0.05
-WINDOW_NS = 1_000_000_000
-"""Of the engine's time: some 250 slices of each hog."""
+WINDOW_NS = 2_000_000_000
+"""Of the engine's time: some 500 slices of each hog."""
 KEPT_MIB = 48
 FRAMES, FRAMES_A_SECOND = 60, 60
 PROCESSOR = "max,-fsrs,-erms,-fsrm"
@@ -124,7 +124,7 @@ def test_best_effort(machines, facts):
     assert facts(machines[0][0].run(f"nouveau_drm frames {FRAMES}")) == {"frames": str(FRAMES), "failed": "0"}
     took = time.monotonic() - started
     print(f"{FRAMES} frames took {took:.2f} s")
-    assert took >= (FRAMES - 1) / FRAMES_A_SECOND
+    assert took >= (FRAMES - 2) / FRAMES_A_SECOND  # the driver's own last frame is long ago: two may follow at once
 
     check_shares(machines, facts, 1, 1 / 2)
     for guest, _ in machines:

@@ -300,39 +300,48 @@ static void check_exec(void)
     printf("waited=%d\nwrong=%d\n", waited, wrong(to.bytes, 5));
 }
 
-/* Copies without end, until /tmp/stop is there: so many lists of them are submitted ahead that the engine has always
- * something to do, whatever becomes of this processor meanwhile. */
+/* Copies that take the engine longer than any test lasts, all submitted at once: whatever becomes of this processor
+ * meanwhile, the engine has work. Each happens only while a word in memory is not 0, so the end is near when /tmp/stop
+ * is there. */
 static void run_hog(void)
 {
-    enum { AHEAD = 16, LAUNCHES = 4, LINES = 2048 };
+    enum { LISTS = 4, LAUNCHES = 256, LINES = 8192, LIST_BYTES = 4 * PAGE };
     uint32_t channel = channel_on(ENGINE_COPY);
-    struct buffer from = create(BYTES, GART), video = create(BYTES, VRAM), to = create(BYTES, GART), push[AHEAD];
-    map(&from, BYTES), map(&to, BYTES);
+    struct buffer from = create(BYTES, GART), video = create(BYTES, VRAM), to = create(BYTES, GART);
+    struct buffer condition = create(PAGE, GART), list[LISTS], last = create(PUSH_BYTES, GART);
+    map(&from, BYTES), map(&to, BYTES), map(&condition, PAGE), map(&last, PUSH_BYTES);
     pattern(from.bytes, 9);
-    int lists = 0, failed = 0, waits = 0;
-    for (int i = 0; i < AHEAD; i++) {
-        push[i] = create(PUSH_BYTES, GART);
-        map(&push[i], PUSH_BYTES);
-    }
-    for (; !exists("/tmp/stop") && !failed && !waits; lists++) {
-        struct buffer *next = &push[lists % AHEAD], *all[] = {&from, &video, next};
-        if (lists >= AHEAD)
-            waits |= wait_for(next);
-        uint32_t *at = (uint32_t *)next->bytes;
+    volatile uint32_t *goes_on = (volatile uint32_t *)condition.bytes;
+    *goes_on = 1;
+    int failed = 0, waits = 0;
+    for (int i = 0; i < LISTS; i++) {
+        list[i] = create(LIST_BYTES, GART);
+        map(&list[i], LIST_BYTES);
+        uint32_t *at = methods((uint32_t *)list[i].bytes, 4, 0, 1);
+        *at++ = COPY_CLASS;
+        at = methods(at, 4, 0x254, 3);
+        const uint32_t not_zero[] = {(uint32_t)(condition.address >> 32), (uint32_t)condition.address, 2};
+        memcpy(at, not_zero, sizeof not_zero);
+        at += 3;
         for (int launch = 0; launch < LAUNCHES; launch++)
             at = copy_lines(at, from.address, video.address, 0, BYTES, LINES);
-        failed += submit(channel, all, 3, (size_t)((uint8_t *)at - next->bytes)) != 0;
-        if (lists + 1 == AHEAD) {
-            printf("begun=1\n");
-            fflush(stdout);
-        }
+        struct buffer *all[] = {&from, &video, &condition, &list[i]};
+        failed |= submit(channel, all, 4, (size_t)((uint8_t *)at - list[i].bytes));
     }
-    struct buffer *last[] = {&video, &to, &push[lists % AHEAD]};
-    waits |= wait_for(last[2]);
-    uint32_t *at = copy((uint32_t *)last[2]->bytes, video.address, to.address, PAGE, BYTES / PAGE);
-    failed += submit(channel, last, 3, (size_t)((uint8_t *)at - last[2]->bytes)) != 0;
+    printf("begun=1\n");
+    fflush(stdout);
+    while (!exists("/tmp/stop"))
+        pause_ms(50);
+    *goes_on = 0;
+    for (int i = 0; i < LISTS; i++)
+        waits |= wait_for(&list[i]);
+    struct buffer *all[] = {&video, &to, &last};
+    uint32_t *at = methods((uint32_t *)last.bytes, 4, 0x25c, 1);
+    *at++ = 1; /* unconditional */
+    at = copy(at, video.address, to.address, PAGE, BYTES / PAGE);
+    failed |= submit(channel, all, 3, (size_t)((uint8_t *)at - last.bytes));
     waits |= wait_for(&to);
-    printf("lists=%d\nfailed=%d\nwaited=%d\nwrong=%d\n", lists, failed, waits, wrong(to.bytes, 9));
+    printf("failed=%d\nwaited=%d\nwrong=%d\n", failed, waits, wrong(to.bytes, 9));
     release_channel(channel);
 }
 

@@ -109,7 +109,7 @@ class Execution:
         if class_ != copy_engine.CLASS:
             self.engines.pop(subchannel, None)
             raise HostError(PbdmaError.DEVICE, SET_OBJECT, class_, subchannel)
-        self.engines[subchannel] = CopyEngine()
+        self.engines.setdefault(subchannel, CopyEngine())  # its state is the channel's, and stays
 
     # What methods use.
 

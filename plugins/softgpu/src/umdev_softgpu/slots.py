@@ -121,6 +121,7 @@ class _Slots(Policy):
     def choose(self, ready: Sequence[Client], now_ns: int) -> Turn:
         """The owner of the present slot, to its end."""
         if not self._owners:
+            self._empty_since = None
             return Turn(None)
         self._look_at_clock(now_ns)
         while (owner := self._owners[self._at]) is None or owner not in ready:
