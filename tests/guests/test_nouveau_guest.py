@@ -13,7 +13,7 @@ PROCESSOR = "max,-fsrs,-erms,-fsrm"
 """With these features the kernel clears memory byte by byte, and without KVM each byte of a BAR is a message."""
 COPIES = 20
 LITTLE_MIB = 256
-"""Page tables and user pages of the driver are some 30 MiB, the process itself as much."""
+"""24 were seen: page tables and user pages of the driver, and the process itself."""
 TROUBLE = r"using CPU for buffer copies|failed to create|timeout|BUG:|WARNING:|Oops"
 COPIED = {"copies": str(COPIES), "failed": "0", "waited": "0", "wrong": "0"}
 MOVED = {"failed": "0", "first": "4", "there": "2", "back": "4", "wrong-there": "0", "wrong-back": "0"}
