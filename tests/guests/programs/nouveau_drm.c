@@ -165,10 +165,18 @@ static int submit(uint32_t channel, struct buffer *const *buffers, uint32_t coun
     return ioctl(device, GEM_PUSHBUF, &request) == 0 ? 0 : errno;
 }
 
+/* Returns 0 or an errno. The kernel gives up after 30 seconds, for which a guest may stand still on a busy machine: look
+ * again, and say so. */
 static int wait_for(const struct buffer *buffer)
 {
     struct cpu_prep request = {.handle = buffer->handle, .flags = 4};
-    return ioctl(device, GEM_CPU_PREP, &request) == 0 ? 0 : errno;
+    int error = EBUSY;
+    for (int tries = 0; error == EBUSY && tries < 3; tries++) {
+        if (tries)
+            printf("waited for 30 seconds\n");
+        error = ioctl(device, GEM_CPU_PREP, &request) == 0 ? 0 : errno;
+    }
+    return error;
 }
 
 static void pattern(uint8_t *bytes, uint32_t seed)
