@@ -249,6 +249,38 @@ def test_a_channel_is_stopped_and_bound_again(driver, work):
         work.start()
 
 
+def submit_groups(driver, runlist, *words):
+    """A runlist as it is: its entries' first words."""
+    for number, word in enumerate(words):
+        driver.save(driver.runlists[runlist] + 8 * number, word)
+        driver.save(driver.runlists[runlist] + 8 * number + 4, 0)
+    driver.mmio.write32(0x2270, driver.runlists[runlist] >> 12)
+    driver.mmio.write32(0x2274, runlist << 20 | len(words))
+
+
+def test_channels_of_groups_run_and_are_preempted_with_their_group(vgpu, loopback_driver):
+    driver = loopback_driver
+    channels = [prepare(driver, number) for number in range(4)]
+    group = lambda number, count: count << 26 | 128 << 18 | 3 << 14 | 1 << 13 | number  # noqa: E731
+    submit_groups(driver, COPY, group(7, 2), 0, 1, group(9, 1), 2, 3)
+    for payload, channel in enumerate(channels, 1):
+        finish(driver, channel, payload)
+    known = vgpu.registers.fifo.channels.known
+    assert [known[number].group for number in range(4)] == [7, 7, 9, None]
+
+    preempted = []
+    for channel in known.values():
+        channel.preempt = lambda number=channel.number: preempted.append(number)
+    for asked, expected in ((1 << 24 | 7, [0, 1]), (1 << 24 | 9, [2]), (1 << 24 | 3, []), (3, [3])):
+        driver.mmio.write32(0x2634, asked)
+        assert preempted == expected
+        preempted.clear()
+    submit_groups(driver, COPY, group(8, 63), 3)  # more than there are
+    finish(driver, channels[3], 9)
+    assert [known[number].runlists for number in range(4)] == [set(), set(), set(), {COPY}]
+    assert known[3].group == 8
+
+
 def test_an_interrupt_that_comes_before_its_predecessor_s_acknowledgement_is_not_lost(loopback_driver):
     driver = loopback_driver
     mmio = driver.mmio

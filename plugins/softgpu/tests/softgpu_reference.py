@@ -16,7 +16,8 @@ def addresses(surface, x, y):
         tile = y // 32 * (surface.pitch // 128) + x // 128
         return surface.address + tile * 4096 + x % 128 // 16 * 512 + y % 32 * 16 + x % 16
     rows = 8 << surface.block_rows
-    gob = (y // rows * (surface.pitch // 64) + x // 64 << surface.block_rows) + y % rows // 8
+    block = y // rows * (surface.pitch // 64) + x // 64
+    gob = (block << surface.block_rows + surface.block_layers) + y % rows // 8
     # Bits of the place in a group of 512 bytes: x5, y2, y1, x4, y0, x3..x0 from high to low.
     bit = lambda value, number: value >> number & 1  # noqa: E731
     within = bit(x, 5) << 8 | bit(y, 2) << 7 | bit(y, 1) << 6 | bit(x, 4) << 5 | bit(y, 0) << 4 | x & 15

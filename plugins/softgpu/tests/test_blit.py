@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from umdev_softgpu import Blit, Brush, Budget, Fault, Format, Level, Masks, Reason, Rect, Step, Surface, Tiling
 
 sys.path.insert(0, str(Path(__file__).parent))
-from softgpu_reference import draw
+from softgpu_reference import addresses, draw
 
 PAGE = 4096
 PAGES = 192  # in front of the tables
@@ -69,7 +69,9 @@ def surfaces(draw, picture, first_page, pages, pixel_bytes):
     """A surface in a part of the space, with a rectangle size that fits: (surface, width, height) in pixels."""
     tiling = draw(st.sampled_from(list(Tiling)))
     room = pages * PAGE
-    block_rows = draw(st.integers(0, 3)) if tiling is Tiling.BLOCKS else 0
+    block_rows, block_layers = (
+        draw(st.tuples(st.integers(0, 3), st.integers(0, 2))) if tiling is Tiling.BLOCKS else (0, 0)
+    )
     if tiling is Tiling.LINEAR:
         pitch = draw(st.one_of(st.integers(1, 3000), st.sampled_from([64, 1024, 4096, 8192])))
         start = draw(st.integers(0, PAGE))
@@ -79,9 +81,9 @@ def surfaces(draw, picture, first_page, pages, pixel_bytes):
         last_row = first_page * PAGE + start + (rows - 1) * pitch
         return Surface(picture.space, last_row, -pitch), pitch // pixel_bytes, rows
     pitch = TILE_WIDTH[tiling] * draw(st.integers(1, 8))
-    unit = pitch * {Tiling.X: 8, Tiling.Y: 32, Tiling.BLOCKS: 8 << block_rows}[tiling]
-    rows = room // unit * (unit // pitch)
-    surface = Surface(picture.space, first_page * PAGE, pitch, tiling, block_rows)
+    rows_of_tile = {Tiling.X: 8, Tiling.Y: 32, Tiling.BLOCKS: 8 << block_rows}[tiling]
+    rows = (room >> block_layers) // (pitch * rows_of_tile) * rows_of_tile
+    surface = Surface(picture.space, first_page * PAGE, pitch, tiling, block_rows, block_layers)
     return surface, pitch // pixel_bytes, min(rows, 200)
 
 
@@ -142,6 +144,38 @@ def test_copies(picture, data):
         clip=clip,
         write_mask=data.draw(st.none() | st.integers(0, (1 << 8 * pixel_bytes) - 1)),
     )
+
+
+@FIXTURES
+@given(data=st.data())
+def test_bytes_of_a_row(picture, data):
+    surface, width, height = data.draw(surfaces(picture, 0, 96, 1))
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, max(height - 1, 0)))
+    length = data.draw(st.integers(0, width - x))
+    places = picture.physical(addresses(surface, np.arange(x, x + length), [y])[0])
+    picture.guest.memory[:TABLES] = picture.content.tobytes()
+    assert surface.read(x, y, length) == picture.content[places].tobytes()
+    written = np.random.default_rng(length).integers(0, 256, length, dtype="u1")
+    assert surface.write(x, y, written) is None
+    expected = picture.content.copy()
+    expected[places] = written
+    assert picture.guest.memory[:TABLES] == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "reason"),
+    [
+        ({"tiling": Tiling.BLOCKS, "address": 1}, 0, Reason.INVALID),
+        ({}, 1 << 62, Reason.INVALID),
+        ({}, 1 << 70, Reason.INVALID),
+        ({"address": 1 << 38}, 0, Reason.NOT_PRESENT),
+    ],
+)
+def test_rows_of_a_surface_that_is_none(picture, kind, x, reason):
+    surface = Surface(**{"space": picture.space, "address": 0, "pitch": 64, **kind})
+    assert surface.read(x, 0, 4).reason is reason
+    assert surface.write(x, 0, b"four").reason is reason
+    assert Surface(picture.space, 0, 64).read(0, 0, 1 << 40).reason is Reason.INVALID
 
 
 @FIXTURES
@@ -217,6 +251,8 @@ def test_every_raster_operation(picture, rop):
     {"target": {"tiling": Tiling.X, "pitch": 0}},
     {"target": {"tiling": Tiling.Y, "pitch": 128, "address": 16}},
     {"target": {"tiling": Tiling.BLOCKS, "pitch": 64, "block_rows": 6}},
+    {"target": {"tiling": Tiling.BLOCKS, "pitch": 64, "block_layers": 6}},
+    {"target": {"tiling": Tiling.BLOCKS, "pitch": 64, "block_layers": 1 << 16}},
     {"target": {"tiling": Tiling.BLOCKS, "pitch": 64, "address": 256}},
 ])  # fmt: skip
 def test_numbers_that_no_hardware_takes(picture, change):

@@ -240,6 +240,40 @@ def test_fixed_share_is_the_same_whoever_comes_and_goes():
     scheduler.add_client("fifth")
 
 
+@settings(deadline=None, max_examples=50)
+@given(late=st.integers(0, 9 * MS), over=st.integers(0, 9 * MS), seed=st.integers(0, 100), hogs=st.integers(1, 4))
+def test_a_late_host_takes_nothing_from_anybody_s_share(late, over, seed, hogs):
+    """Steps that take up to `over` too long, and sleeps up to `late`: a hog's part stays a quarter all the same."""
+    lateness, now = random.Random(seed), 0
+    policy = FixedShare(4)
+    _, scheduler, clients = make(policy, hogs=hogs)
+    used = dict.fromkeys(clients, 0)
+    while now < 4 * SECOND:
+        turn = policy.choose(clients, now)
+        if turn.client is None:
+            now += turn.ns + lateness.randint(0, late)
+            continue
+        step = min(turn.ns, MS) + lateness.randint(0, over)
+        policy.charge(turn.client, now, step)
+        used[turn.client] += step
+        now += step
+    whole = sum(used.values()) + policy.empty_ns
+    assert [part / whole for part in used.values()] == pytest.approx([1 / 4] * hogs, abs=0.01)
+    assert whole == pytest.approx(now, rel=0.01)
+    scheduler.close()
+
+
+def test_time_that_nobody_wanted_is_nobody_s():
+    clock, _, (hog, other) = make(FixedShare(2), hogs=2)
+    clock.advance(0.1)
+    for client in (hog, other):
+        client.queues[0].cancel()
+    clock.advance(1000.001)
+    hog.queues[0].submit(Endless())
+    clock.advance(0.1)
+    assert hog.busy_ns == pytest.approx(100 * MS, abs=2 * MS)
+
+
 @pytest.mark.parametrize("rate", [45, 60])
 def test_frame_rate_limiter(rate):
     """Frames of 2 ms, submitted as fast as they end: their number is the rate's, and the rest of the time is free."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -60,12 +61,12 @@ def pass_in(guest: HostRootGuest, arguments: Sequence[str], options: RunOptions)
 
 
 class LinuxGuests:
-    """Makes guests for one test and keeps their logs in folders of their own."""
+    """Makes guests for one test and keeps their logs in folders of their own. Several threads may start some."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._guests: list[Guest] = []
-        self._count = 0
+        self._numbers = itertools.count()
 
     def __call__(self, script: str, *, check: bool = True, **options: Unpack[GuestOptions]) -> GuestRun:
         """Boot, run the script, power off. See `run_guest`."""
@@ -83,6 +84,4 @@ class LinuxGuests:
             self._guests.pop().close()
 
     def _next_folder(self) -> Path:
-        folder = self._folder / f"guest{self._count}"
-        self._count += 1
-        return folder
+        return self._folder / f"guest{next(self._numbers)}"

@@ -15,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, BYTES = 64 * 1024, PUSH_BYTES = 2 * PAGE, ENGINE_COPY = 0x30, COPY_CLASS = 0xB0B5 };
-enum { VRAM = 1 << 1, GART = 1 << 2, MAPPABLE = 1 << 3 };
+enum { PAGE = 4096, BYTES = 64 * 1024, PUSH_BYTES = 2 * PAGE, ENGINE_GRAPHICS = 1, ENGINE_COPY = 0x30, COPY_CLASS = 0xB0B5 };
+enum { MIB = 1 << 20, VRAM = 1 << 1, GART = 1 << 2, MAPPABLE = 1 << 3 };
 #define UNMAPPED UINT64_C(0x7f000000)
 #define KERNEL_FIRST (UINT64_C(1) << 39)
 #define KERNEL_BYTES (UINT64_C(1) << 38)
@@ -75,6 +75,17 @@ struct buffer { uint32_t handle, domain; uint64_t address, map; uint8_t *bytes; 
 
 static int device;
 
+static int exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+static void pause_ms(long milliseconds)
+{
+    struct timespec pause = {.tv_nsec = milliseconds * 1000000};
+    nanosleep(&pause, NULL);
+}
+
 static void need(int holds, const char *what)
 {
     if (!holds) {
@@ -118,17 +129,23 @@ static uint32_t *methods(uint32_t *at, uint32_t subchannel, uint32_t method, uin
     return at + 1;
 }
 
-static uint32_t *copy(uint32_t *at, uint64_t from, uint64_t to, uint32_t length, uint32_t lines)
+/* `pitch` is both images': with 0 the same bytes are copied once for every line. */
+static uint32_t *copy_lines(uint32_t *at, uint64_t from, uint64_t to, uint32_t pitch, uint32_t length, uint32_t lines)
 {
     at = methods(at, 4, 0, 1);
     *at++ = COPY_CLASS;
     at = methods(at, 4, 0x400, 8);
     const uint32_t values[] = {(uint32_t)(from >> 32), (uint32_t)from, (uint32_t)(to >> 32), (uint32_t)to,
-                               length, length, length, lines};
+                               pitch, pitch, length, lines};
     memcpy(at, values, sizeof values);
     at = methods(at + 8, 4, 0x300, 1);
     *at++ = 0x386; /* not pipelined, flushed, both images without blocks, several lines */
     return at;
+}
+
+static uint32_t *copy(uint32_t *at, uint64_t from, uint64_t to, uint32_t length, uint32_t lines)
+{
+    return copy_lines(at, from, to, length, length, lines);
 }
 
 /* Runs what `push` holds with these buffers; the push buffer is the last of them. Returns 0 or an errno. */
@@ -148,10 +165,18 @@ static int submit(uint32_t channel, struct buffer *const *buffers, uint32_t coun
     return ioctl(device, GEM_PUSHBUF, &request) == 0 ? 0 : errno;
 }
 
+/* Returns 0 or an errno. The kernel gives up after 30 seconds, for which a guest may stand still on a busy machine: look
+ * again, and say so. */
 static int wait_for(const struct buffer *buffer)
 {
     struct cpu_prep request = {.handle = buffer->handle, .flags = 4};
-    return ioctl(device, GEM_CPU_PREP, &request) == 0 ? 0 : errno;
+    int error = EBUSY;
+    for (int tries = 0; error == EBUSY && tries < 3; tries++) {
+        if (tries)
+            printf("waited for 30 seconds\n");
+        error = ioctl(device, GEM_CPU_PREP, &request) == 0 ? 0 : errno;
+    }
+    return error;
 }
 
 static void pattern(uint8_t *bytes, uint32_t seed)
@@ -243,8 +268,7 @@ static void check_fault(void)
     at = methods(at + 3, 4, 0x300, 1);
     *at++ = 1 << 3;
     int first = submit(channel, all, 2, (size_t)((uint8_t *)at - push.bytes)), waited = wait_for(&to);
-    struct timespec pause = {.tv_nsec = 200000000};
-    nanosleep(&pause, NULL);
+    pause_ms(200);
     int again = submit(channel, all, 2, 8);
     printf("first=%d\nwaited=%d\nkilled=%d\nuntouched=%d\n", first, waited, again == ENODEV, to.bytes[0] == 0x5A);
 }
@@ -284,6 +308,156 @@ static void check_exec(void)
     printf("waited=%d\nwrong=%d\n", waited, wrong(to.bytes, 5));
 }
 
+/* Copies that take the engine longer than any test lasts, all submitted at once: whatever becomes of this processor
+ * meanwhile, the engine has work. Each happens only while a word in memory is not 0, so the end is near when /tmp/stop
+ * is there. */
+static void run_hog(void)
+{
+    enum { LISTS = 4, LAUNCHES = 256, LINES = 8192, LIST_BYTES = 4 * PAGE };
+    uint32_t channel = channel_on(ENGINE_COPY);
+    struct buffer from = create(BYTES, GART), video = create(BYTES, VRAM), to = create(BYTES, GART);
+    struct buffer condition = create(PAGE, GART), list[LISTS], last = create(PUSH_BYTES, GART);
+    map(&from, BYTES), map(&to, BYTES), map(&condition, PAGE), map(&last, PUSH_BYTES);
+    pattern(from.bytes, 9);
+    volatile uint32_t *goes_on = (volatile uint32_t *)condition.bytes;
+    *goes_on = 1;
+    int failed = 0, waits = 0;
+    for (int i = 0; i < LISTS; i++) {
+        list[i] = create(LIST_BYTES, GART);
+        map(&list[i], LIST_BYTES);
+        uint32_t *at = methods((uint32_t *)list[i].bytes, 4, 0, 1);
+        *at++ = COPY_CLASS;
+        at = methods(at, 4, 0x254, 3);
+        const uint32_t not_zero[] = {(uint32_t)(condition.address >> 32), (uint32_t)condition.address, 2};
+        memcpy(at, not_zero, sizeof not_zero);
+        at += 3;
+        for (int launch = 0; launch < LAUNCHES; launch++)
+            at = copy_lines(at, from.address, video.address, 0, BYTES, LINES);
+        struct buffer *all[] = {&from, &video, &condition, &list[i]};
+        failed |= submit(channel, all, 4, (size_t)((uint8_t *)at - list[i].bytes));
+    }
+    printf("begun=1\n");
+    fflush(stdout);
+    while (!exists("/tmp/stop"))
+        pause_ms(50);
+    *goes_on = 0;
+    for (int i = 0; i < LISTS; i++)
+        waits |= wait_for(&list[i]);
+    struct buffer *all[] = {&video, &to, &last};
+    uint32_t *at = methods((uint32_t *)last.bytes, 4, 0x25c, 1);
+    *at++ = 1; /* unconditional */
+    at = copy(at, video.address, to.address, PAGE, BYTES / PAGE);
+    failed |= submit(channel, all, 3, (size_t)((uint8_t *)at - last.bytes));
+    waits |= wait_for(&to);
+    printf("failed=%d\nwaited=%d\nwrong=%d\n", failed, waits, wrong(to.bytes, 9));
+    release_channel(channel);
+}
+
+/* Both ends of a large piece of video memory. */
+static void check_ends(uint64_t mib)
+{
+    uint32_t channel = channel_on(ENGINE_COPY);
+    struct buffer video = create(mib * MIB, VRAM), system = create(2 * BYTES, GART), push = create(PUSH_BYTES, GART);
+    map(&system, 2 * BYTES), map(&push, PUSH_BYTES);
+    struct buffer *all[] = {&video, &system, &push};
+    const uint64_t ends[] = {video.address, video.address + mib * MIB - BYTES};
+    int failed = 0;
+    for (int back = 0; back <= 1; back++) {
+        uint32_t *at = (uint32_t *)push.bytes;
+        for (uint32_t i = 0; i < 2; i++) {
+            uint64_t here = system.address + i * BYTES;
+            at = back ? copy(at, ends[i], here, PAGE, BYTES / PAGE) : copy(at, here, ends[i], PAGE, BYTES / PAGE);
+            if (!back)
+                pattern(system.bytes + i * BYTES, 20 + i);
+        }
+        failed |= submit(channel, all, 3, (size_t)((uint8_t *)at - push.bytes));
+        failed |= wait_for(&system);
+        if (!back)
+            memset(system.bytes, 0, 2 * BYTES);
+    }
+    printf("failed=%d\nwrong=%d\n", failed, wrong(system.bytes, 20) + wrong(system.bytes + BYTES, 21));
+    release_channel(channel);
+}
+
+/* Work on the graphics engine's runlist, each after the one before: a frame is done when its number is in memory. */
+static void check_frames(int count)
+{
+    uint32_t channel = channel_on(ENGINE_GRAPHICS);
+    struct buffer fence = create(PAGE, GART), push = create(PUSH_BYTES, GART), *all[] = {&fence, &push};
+    map(&fence, PAGE), map(&push, PUSH_BYTES);
+    volatile uint32_t *done = (volatile uint32_t *)fence.bytes;
+    *done = 0;
+    int failed = 0;
+    for (int frame = 1; frame <= count && !failed; frame++) {
+        uint32_t *at = methods((uint32_t *)push.bytes, 0, 0x10, 4);
+        const uint32_t release[] = {(uint32_t)(fence.address >> 32), (uint32_t)fence.address, (uint32_t)frame,
+                                    2 | 1 << 24};
+        memcpy(at, release, sizeof release);
+        failed = submit(channel, all, 2, (size_t)((uint8_t *)(at + 4) - push.bytes));
+        while (!failed && *done != (uint32_t)frame)
+            pause_ms(1);
+    }
+    printf("frames=%u\nfailed=%d\n", *done, failed);
+    release_channel(channel);
+}
+
+#define SECRET UINT64_C(0x5EC7E700)
+
+struct kept {
+    uint32_t channel;
+    struct buffer video, staging, push;
+};
+
+static int transfer(struct kept *k, uint64_t from, uint64_t to)
+{
+    struct buffer *all[] = {&k->video, &k->staging, &k->push};
+    uint32_t *at = copy((uint32_t *)k->push.bytes, from, to, PAGE, MIB / PAGE);
+    int error = submit(k->channel, all, 3, (size_t)((uint8_t *)at - k->push.bytes));
+    return error ? error : wait_for(&k->staging);
+}
+
+/* Looks at all of video memory that it has: words that are not its own, words that are another guest's secret. */
+static void look(struct kept *k, uint64_t own, uint64_t mib)
+{
+    uint64_t other = 0, strange = 0, *words = (uint64_t *)k->staging.bytes;
+    int failed = 0;
+    for (uint64_t number = 0; number < mib; number++) {
+        failed |= transfer(k, k->video.address + number * MIB, k->staging.address);
+        for (uint64_t i = 0; i < MIB / 8; i++) {
+            other += words[i] != (own << 32 | (number * (MIB / 8) + i));
+            strange += (words[i] >> 36) == SECRET >> 4 && words[i] >> 32 != own;
+        }
+    }
+    printf("failed=%d\nother=%llu\nstrange=%llu\n", failed, (unsigned long long)other, (unsigned long long)strange);
+    fflush(stdout);
+}
+
+/* Takes some video memory, looks what was left in it, fills it with a secret, keeps it until /tmp/look is there, and
+ * looks again. */
+static void keep(unsigned seed, uint64_t mib)
+{
+    struct kept k = {.channel = channel_on(ENGINE_COPY),
+                     .video = create(mib * MIB, VRAM),
+                     .staging = create(MIB, GART),
+                     .push = create(PUSH_BYTES, GART)};
+    map(&k.staging, MIB), map(&k.push, PUSH_BYTES);
+    uint64_t own = SECRET | seed, *words = (uint64_t *)k.staging.bytes;
+    look(&k, own, mib);
+    int failed = 0;
+    for (uint64_t number = 0; number < mib; number++) {
+        for (uint64_t i = 0; i < MIB / 8; i++)
+            words[i] = own << 32 | (number * (MIB / 8) + i);
+        failed |= transfer(&k, k.staging.address, k.video.address + number * MIB);
+    }
+    printf("filled=%d\n", failed == 0);
+    fflush(stdout);
+    while (!exists("/tmp/look"))
+        pause_ms(50);
+    look(&k, own, mib);
+    printf("looked=1\n");
+    release_channel(k.channel);
+}
+
 int main(int count, char **words)
 {
     device = open("/dev/dri/card0", O_RDWR);
@@ -297,6 +471,14 @@ int main(int count, char **words)
         check_fault();
     else if (strcmp(check, "exec") == 0)
         check_exec();
+    else if (strcmp(check, "ends") == 0)
+        check_ends(count > 2 ? (uint64_t)atoi(words[2]) : 1);
+    else if (strcmp(check, "hog") == 0)
+        run_hog();
+    else if (strcmp(check, "frames") == 0)
+        check_frames(count > 2 ? atoi(words[2]) : 1);
+    else if (strcmp(check, "keep") == 0)
+        keep(count > 2 ? (unsigned)atoi(words[2]) : 1, count > 3 ? (uint64_t)atoi(words[3]) : 1);
     else
         return 2;
     return 0;

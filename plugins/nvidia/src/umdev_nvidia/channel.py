@@ -40,6 +40,8 @@ class Channel:
         """Where its instance block is in video memory; None while it is not bound."""
         self.enabled = False
         self.runlists: set[int] = set()
+        self.group: int | None = None
+        """The group that it was last listed in."""
         self.killed = False
         """A fault ended it: only a new bind makes it run again."""
         self.generation = 0

@@ -2,7 +2,8 @@
 
 Facts: Linux, drivers/gpu/drm/nouveau (nvkm/engine/fifo/gk104.c): of a channel's two words the first has bit 31 (bound)
 and the page of its instance block, the second bit 10 (start), 11 (stop) and, to be read, 0 (enabled). A runlist's
-entries are two words: bits 11:0 a channel; with bit 13 the entry begins a group, whose channels follow.
+entries are two words: bits 11:0 a channel; with bit 13 the entry begins a group, whose number they are then, and bits
+31:26 of the first word say how many of its channels follow (nvkm/engine/fifo/gk110.c).
 """
 
 from __future__ import annotations
@@ -16,14 +17,27 @@ from umdev_softgpu import Fault
 from .channel import Channel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from .vgpu import Vgpu  # noqa: F401  # the type in Block["Vgpu"]
 
 CHANNELS = 2048
 ENTRIES = 2 * CHANNELS
 """The most that a runlist can hold: each channel, in a group of its own."""
-_BOUND, _GROUP = 1 << 31, 1 << 13
+_BOUND, _GROUP, _NUMBER = 1 << 31, 1 << 13, 0xFFF
 _ENABLED, _START, _STOP = 1 << 0, 1 << 10, 1 << 11
 _ENTRY = struct.Struct("<II")
+
+
+def _channels(words: Iterable[int]) -> Iterator[tuple[int, int | None]]:
+    """The channels of a runlist, each with the group that it is in. Groups that claim more than follows have those."""
+    group, left = None, 0
+    for word in words:
+        if word & _GROUP:
+            group, left = word & _NUMBER, word >> 26
+        else:
+            yield word & _NUMBER, group if left else None
+            left = max(0, left - 1)
 
 
 class ChannelTable(Block["Vgpu"]):
@@ -62,16 +76,22 @@ class ChannelTable(Block["Vgpu"]):
         if isinstance(entries, Fault):
             self.device.refuse("a runlist that can't be read")
             return
-        listed = {word & 0xFFF for word, _ in _ENTRY.iter_unpack(entries) if not word & _GROUP}
-        for number in listed:
+        listed = dict(_channels(word for word, _ in _ENTRY.iter_unpack(entries)))
+        for number, group in listed.items():
             if number < CHANNELS:
-                self.channel(number).runlists.add(runlist)
+                channel = self.channel(number)
+                channel.runlists.add(runlist)
+                channel.group = group
         for number, channel in self.known.items():
             if number not in listed:
                 channel.runlists.discard(runlist)
                 channel.expire()
             else:
                 channel.kick()
+
+    def named(self, number: int, *, group: bool) -> list[Channel]:
+        """A channel, or those that were last listed in a group."""
+        return [channel for channel in self.known.values() if (channel.group if group else channel.number) == number]
 
     def clear(self) -> None:
         """A reset: nothing is bound, enabled or listed, and what ran has ended."""

@@ -92,9 +92,7 @@ class Launch:
         source, *at = self._surface(SOURCE, SOURCE_PITCH_BYTES, SOURCE_BLOCKS, source_bytes, flags & SOURCE_PITCH)
         if remap is None or remap.is_copy:
             return Blit.copy(target, source, rect, target_bytes, at=(at[0], at[1]))
-        if source.tiling is not Tiling.LINEAR or target.tiling is not Tiling.LINEAR:
-            raise LaunchError("components can't be moved between images of blocks")
-        return Shuffle(remap, target, source, width, height)
+        return Shuffle(remap, target, rect, source, (at[0], at[1]))
 
     def _surface(self, address: int, pitch: int, blocks: int, element: int, is_pitch: int) -> tuple[Surface, int, int]:
         """An image, and where the rectangle is in it."""
@@ -103,13 +101,15 @@ class Launch:
             stored = self._state[pitch]
             return Surface(space, base, stored - (1 << 32) if stored >> 31 else stored), 0, 0
         size, width, height, _, layer, origin = (self._state[blocks + 4 * number] for number in range(6))
-        rows = size >> 4 & 0xF
-        if size & 0xF or size >> 8 & 0xF or size >> 12 & 0xF != FERMI_GOB or rows > GREATEST_BLOCK:
-            raise LaunchError(f"blocks of {size:#x}: they are one gob wide and deep, and have 8 << 0 to 5 rows")
+        rows, layers = size >> 4 & 0xF, size >> 8 & 0xF
+        if size & 0xF or size >> 12 & 0xF != FERMI_GOB or max(rows, layers) > GREATEST_BLOCK:
+            raise LaunchError(f"blocks of {size:#x}: one gob of 8 rows wide, 1 << 0 to 5 gobs high and deep")
         row_bytes = -(-width * element // GOB_WIDTH) * GOB_WIDTH
         block_height = GOB_HEIGHT << rows
-        base += layer * row_bytes * (-(-height // block_height) * block_height)
-        return Surface(space, base, row_bytes, Tiling.BLOCKS, rows), origin & 0xFFFF, origin >> 16
+        layer_bytes = row_bytes * (-(-height // block_height) * block_height)
+        before, within = layer >> layers, layer & (1 << layers) - 1
+        base += (before << layers) * layer_bytes + within * GOB_WIDTH * block_height
+        return Surface(space, base, row_bytes, Tiling.BLOCKS, rows, layers), origin & 0xFFFF, origin >> 16
 
     def _release(self) -> None:
         kind = (self._flags & SEMAPHORE_KIND) >> 3

@@ -81,7 +81,7 @@ class Execution:
             self._launch = None
             return None
         budget.spend(METHOD_COST)
-        method = self._again or self.pusher.take(self.user_page.put)
+        method = self._again or self.pusher.take(self.user_page)
         if self.pusher.finished:
             self.pusher.finished = False
             self.user_page.show(self.pusher.get, self.pusher.last)
@@ -109,7 +109,7 @@ class Execution:
         if class_ != copy_engine.CLASS:
             self.engines.pop(subchannel, None)
             raise HostError(PbdmaError.DEVICE, SET_OBJECT, class_, subchannel)
-        self.engines[subchannel] = CopyEngine()
+        self.engines.setdefault(subchannel, CopyEngine())  # its state is the channel's, and stays
 
     # What methods use.
 

@@ -220,9 +220,8 @@ class FifoRegisters(Block["Vgpu"]):
 
     @preempt.on_write
     def start_preemption(self, value: int) -> None:
-        """Bits 11:0 a channel, or with bit 24 a group of channels: then all channels take part."""
-        known = self.channels.known
-        for channel in known.values() if value >> 24 & 1 else [known[n] for n in (value & 0xFFF,) if n in known]:
+        """Bits 11:0 a channel, or with bit 24 a group of channels."""
+        for channel in self.channels.named(value & 0xFFF, group=bool(value >> 24 & 1)):
             channel.preempt()
 
     @preempt.on_read

@@ -17,6 +17,8 @@ from .trouble import Client, HostError, PageFault, PbdmaError
 if TYPE_CHECKING:
     from umdev_softgpu import Space
 
+    from .user_page import UserPage
+
 CHUNK = 1024
 """Dwords that are fetched at a time."""
 INCREASING, NON_INCREASING, IMMEDIATE, INCREASE_ONCE = 1, 3, 4, 5
@@ -56,12 +58,12 @@ class Pusher:
         self.finished = False
         """An entry has come to its end since somebody last looked."""
 
-    def take(self, put: int) -> Method | None:
-        """The next method; None when the ring is empty up to `put`. A bounded amount of work.
+    def take(self, user_page: UserPage) -> Method | None:
+        """The next method; None when the ring is empty up to the put pointer. A bounded amount of work.
 
         Raises: PageFault, HostError (what was wrong is passed over).
         """
-        if self._at == len(self._words) and not self._fetch(put):
+        if self._at == len(self._words) and not self._fetch(user_page):
             return None
         while self._at < len(self._words):
             word = self._words[self._at]
@@ -89,10 +91,11 @@ class Pusher:
         self._kind, self._count, self._method, self._subchannel = kind, count, method, subchannel
         return None
 
-    def _fetch(self, put: int) -> bool:
+    def _fetch(self, user_page: UserPage) -> bool:
         """More dwords, at most CHUNK and perhaps none; False: the ring is empty."""
         if not self._left:
             self._finish()
+            put = user_page.put
             if put >= self.entries:
                 raise HostError(PbdmaError.GPPTR, data=put)
             if self.get == put:

@@ -15,7 +15,7 @@ from .trouble import LaunchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from umdev_softgpu import Budget, Surface
+    from umdev_softgpu import Budget, Rect, Surface
 
 CONSTANT_A, CONSTANT_B, NO_WRITE = 4, 5, 6
 PIECE = 4096
@@ -81,40 +81,38 @@ class Remap:
 
 
 class Shuffle:
-    """Elements moved with their components in another order, between images without tiles; budget by budget."""
+    """Elements moved with their components in another order; budget by budget."""
 
-    def __init__(self, remap: Remap, target: Surface, source: Surface, width: int, height: int) -> None:
-        """width: in elements."""
-        self.remap, self.target, self.source = remap, target, source
-        self.width, self.height = width, height
+    def __init__(self, remap: Remap, target: Surface, rect: Rect, source: Surface, at: tuple[int, int]) -> None:
+        """rect, at: in elements of the target and of the source."""
+        self.remap, self.target, self.source, self.rect, self.at = remap, target, source, rect, at
         self._row = self._column = 0
 
     def step(self, budget: Budget) -> Step | Fault:
         """Go on: DONE, MORE, or what went wrong."""
-        while self._row < self.height:
+        while self._row < self.rect.height:
             if not budget.left:
                 return Step.MORE
-            count = min(PIECE, self.width - self._column)
+            count = min(PIECE, self.rect.width - self._column)
             fault = self._move(count)
             if fault is not None:
                 return fault
             budget.spend(count * (self.remap.source_bytes + self.remap.target_bytes))
             self._column += count
-            if self._column == self.width:
+            if self._column == self.rect.width:
                 self._row, self._column = self._row + 1, 0
         return Step.DONE
 
     def _move(self, count: int) -> Fault | None:
         remap, size = self.remap, self.remap.size
         incoming, outgoing = remap.source_bytes, remap.target_bytes
-        source = self.source.address + self._row * self.source.pitch + self._column * incoming
-        target = self.target.address + self._row * self.target.pitch + self._column * outgoing
-        read = self.source.space.read(source, count * incoming)
+        place = (self.rect.x + self._column) * outgoing, self.rect.y + self._row
+        read = self.source.read((self.at[0] + self._column) * incoming, self.at[1] + self._row, count * incoming)
         if isinstance(read, Fault):
             return read
         written = bytearray(count * outgoing)
         if NO_WRITE in remap.components:
-            before = self.target.space.read(target, count * outgoing)
+            before = self.target.read(*place, count * outgoing)
             if isinstance(before, Fault):
                 return before
             written[:] = before
@@ -122,9 +120,9 @@ class Shuffle:
             if component == NO_WRITE:
                 continue
             for byte in range(size):
-                place = slice(number * size + byte, None, outgoing)
+                bytes_of_it = slice(number * size + byte, None, outgoing)
                 if component >= CONSTANT_A:
-                    written[place] = bytes([remap.constant(component) >> 8 * byte & 0xFF]) * count
+                    written[bytes_of_it] = bytes([remap.constant(component) >> 8 * byte & 0xFF]) * count
                 else:
-                    written[place] = read[component * size + byte :: incoming]
-        return self.target.space.write(target, written)
+                    written[bytes_of_it] = read[component * size + byte :: incoming]
+        return self.target.write(*place, written)

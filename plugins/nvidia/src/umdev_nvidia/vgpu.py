@@ -113,10 +113,15 @@ class Vgpu(Device):
 
     @query
     def engine_state(self) -> dict[str, object]:
-        """The engine's time that it used, its channels, its interrupts, and what was refused."""
+        """The engine's time that it used, its channels, its interrupts, and what was refused.
+
+        `engine` is that of all vGPUs: `empty_ns` is what its scheduler kept for those that had nothing to do.
+        """
         known = self.registers.fifo.channels.known
+        scheduler = self.client.scheduler
         return {
             "busy_ns": self.client.busy_ns,
+            "engine": {"busy_ns": scheduler.busy_ns, "empty_ns": scheduler.policy.empty_ns},
             "utilisation": round(self.client.busy_ns / max(1, self.clock.now_ns - self._opened_ns), 4),
             "frame_rate": self.client.frame_rate,
             "megabytes": self.megabytes,

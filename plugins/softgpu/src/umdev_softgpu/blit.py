@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._native import ffi, lib
 from .budget import Budget, Step
 from .faults import Fault, Reason, fault
+from .space import READ_LIMIT
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from .space import Space
 
 FILL = 0xF0
@@ -28,7 +31,8 @@ class Tiling(enum.IntEnum):
     Y = lib.SOFTGPU_TILED_Y
     """Tiles of 128 bytes by 32 rows, in columns of 16 bytes (Intel, "Tile Y")."""
     BLOCKS = lib.SOFTGPU_BLOCKS
-    """Blocks of 64 bytes by `8 << block_rows` rows (NVIDIA, "block linear", GF100 and later)."""
+    """Blocks of 64 bytes by `8 << block_rows` rows by `1 << block_layers` layers (NVIDIA, "block linear", GF100 and
+    later); a surface is one layer."""
 
 
 class Rect(NamedTuple):
@@ -50,7 +54,30 @@ class Surface:
     """Bytes from row to row, of either sign; tiled: a positive multiple of a tile's width."""
     tiling: Tiling = Tiling.LINEAR
     block_rows: int = 0
-    """BLOCKS: log2 of the 8-row groups in a block, 0 to 5."""
+    """BLOCKS: log2 of the 8-row groups in a layer of a block, 0 to 5."""
+    block_layers: int = 0
+    """BLOCKS: log2 of the layers in a block, 0 to 5."""
+
+    def read(self, x: int, y: int, length: int) -> bytes | Fault:
+        """Bytes of row `y` from its byte `x` on, at most 64 MiB (else INVALID)."""
+        if not 0 <= length <= READ_LIMIT:
+            return Fault(Reason.INVALID, self.address)
+        data = bytearray(length)
+        found = self._transfer(lib.softgpu_surface_read, x, y, data)
+        return bytes(data) if found is None else found
+
+    def write(self, x: int, y: int, data: Buffer) -> Fault | None:
+        """Store bytes. After a fault, those that come before it have been stored."""
+        return self._transfer(lib.softgpu_surface_write, x, y, data)
+
+    def _transfer(self, function: Any, x: int, y: int, data: Buffer) -> Fault | None:
+        native, failed = ffi.new("softgpu_surface *"), ffi.new("softgpu_fault *")
+        try:
+            _surface(native, self)
+            with ffi.from_buffer("uint8_t[]", data) as raw:
+                return fault(failed) if function(native, x, y, raw, len(raw), failed) else None
+        except OverflowError:  # more bits than C has for it
+            return Fault(Reason.INVALID, self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +207,8 @@ class Blit:
 def _surface(native: Any, surface: Surface) -> None:
     native.space = ffi.cast("softgpu_space *", surface.space.pointer)
     native.address, native.pitch = surface.address, surface.pitch
-    native.tiling, native.block_rows = surface.tiling, surface.block_rows
+    native.tiling = surface.tiling
+    native.block_rows, native.block_layers = surface.block_rows, surface.block_layers
 
 
 def _pixel(native: Any, value: int, pixel_bytes: int) -> None:

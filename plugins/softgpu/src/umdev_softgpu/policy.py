@@ -27,6 +27,9 @@ class Policy(abc.ABC):
     Times are nanoseconds of the scheduler's clock.
     """
 
+    empty_ns = 0
+    """For how long the engine was kept for clients that had no work; 0 where nobody has time of its own."""
+
     def join(self, client: Client, now_ns: int) -> None:  # noqa: B027  # not every policy minds
         """A client has come; it has no work yet."""
 

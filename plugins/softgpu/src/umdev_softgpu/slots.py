@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .client import Client
 
 SLICE_NS = 2_000_000
+FORGIVEN_NS = 1_000_000_000
+"""How far a host may be late before it is no more made up for."""
 
 
 def _slice(slice_ns: int) -> int:
@@ -81,24 +83,84 @@ class BestEffort(Policy):
 
 
 class _Slots(Policy):
-    """Time is cut into slots that come round; a client runs in its own only, and one that is not used stays empty."""
+    """Time is cut into slots that come round; a client runs in its own only, and one that is not used stays empty.
+
+    A slot passes as its owner uses the engine, an empty one by the clock. So a host that is late takes nothing from
+    anybody: what a step takes beyond its slot is paid for out of the client's next ones, and what the engine slept too
+    long while somebody waited shortens the next empty slots.
+    """
 
     def __init__(self, slice_ns: int) -> None:
         self.slice_ns = _slice(slice_ns)
         self._owners: list[Client | None] = []
+        self._at = 0  # the present slot
+        self._left = slice_ns  # of it, above 0
+        self._owed: dict[Client, int] = {}
+        self._late = 0  # time that has passed and that no empty slot has had yet
+        self._empty_since: int | None = None
+        self._awaited = False  # somebody had work while the engine stood empty
 
     def leave(self, client: Client, now_ns: int) -> None:  # noqa: ARG002  # Policy's interface
         """Its slot stays empty from now on."""
+        self._owed.pop(client, None)
         if client in self._owners:
             self._owners[self._owners.index(client)] = None
+
+    def charge(self, client: Client, start_ns: int, used_ns: int) -> None:  # noqa: ARG002  # Policy's interface
+        """Its slot passes."""
+        if client not in self._owners:
+            return
+        if client is not self._owners[self._at]:
+            self._owe(client, used_ns)
+        elif used_ns < self._left:
+            self._left -= used_ns
+        else:
+            self._owe(client, used_ns - self._left)
+            self._next()
 
     def choose(self, ready: Sequence[Client], now_ns: int) -> Turn:
         """The owner of the present slot, to its end."""
         if not self._owners:
+            self._empty_since = None
             return Turn(None)
-        owner = self._owners[now_ns // self.slice_ns % len(self._owners)]
-        left = self.slice_ns - now_ns % self.slice_ns
-        return Turn(owner if owner in ready else None, left)
+        self._look_at_clock(now_ns)
+        while (owner := self._owners[self._at]) is None or owner not in ready:
+            if self._late < self._left:
+                self._left -= self._late
+                self.empty_ns += self._late
+                self._late = 0
+                self._empty_since, self._awaited = now_ns, bool(ready)
+                return Turn(None, self._left)
+            self._late -= self._left
+            self.empty_ns += self._left
+            self._next()
+        return Turn(owner, self._left)
+
+    def _look_at_clock(self, now_ns: int) -> None:
+        """How long nobody has run."""
+        if self._empty_since is None:
+            return
+        passed = now_ns - self._empty_since
+        self._empty_since = None
+        if not self._awaited:  # rounds that nobody wanted leave no trace
+            rounds = passed // (self.slice_ns * len(self._owners)) * self.slice_ns * len(self._owners)
+            self.empty_ns += rounds
+            passed -= rounds
+        self._late = min(self._late + passed, FORGIVEN_NS)
+
+    def _owe(self, client: Client, ns: int) -> None:
+        self._owed[client] = min(self._owed.get(client, 0) + ns, FORGIVEN_NS)
+
+    def _next(self) -> None:
+        """The next slot of which something is left; bounded, since what is owed is."""
+        self._left = 0
+        while not self._left:
+            self._at = (self._at + 1) % len(self._owners)
+            owner = self._owners[self._at]
+            paid = min(self._owed.get(owner, 0), self.slice_ns) if owner else 0
+            if owner and paid:
+                self._owed[owner] -= paid
+            self._left = self.slice_ns - paid
 
 
 class EqualShare(_Slots):
@@ -112,10 +174,17 @@ class EqualShare(_Slots):
         """Shares shrink."""
         self._owners.append(client)
 
-    def leave(self, client: Client, now_ns: int) -> None:  # noqa: ARG002  # Policy's interface
+    def leave(self, client: Client, now_ns: int) -> None:
         """Shares grow."""
-        if client in self._owners:
-            self._owners.remove(client)
+        if client not in self._owners:
+            return
+        gone = self._owners.index(client)
+        super().leave(client, now_ns)
+        del self._owners[gone]
+        if gone < self._at:
+            self._at -= 1
+        elif gone == self._at:
+            self._at, self._left = self._at % max(1, len(self._owners)), self.slice_ns
 
 
 class FixedShare(_Slots):

@@ -216,7 +216,8 @@ static void test_garbage(void)
             softgpu_surface *surface = i ? &blit.source : &blit.target;
             surface->space = spaces[random64() % 5];
             surface->tiling = (uint32_t)(random64() % 5);
-            surface->block_rows = (uint32_t)(random64() % 7);
+            surface->block_rows = (uint16_t)(random64() % 7);
+            surface->block_layers = (uint16_t)(random64() % 7);
             if (random64() % 4) {
                 surface->pitch = (int64_t)(512 * (random64() % 4));
                 surface->address &= ~0xFFFull;
@@ -234,6 +235,10 @@ static void test_garbage(void)
                 *places[i] = (int64_t)(random64() % 400) - 50;
         }
         softgpu_fault fault = {.reason = 0};
+        uint8_t row[300];
+        int moved = turn % 2 ? softgpu_surface_read(&blit.source, blit.x, blit.y, row, random64() % sizeof(row), &fault)
+                             : softgpu_surface_write(&blit.source, blit.x, blit.y, row, random64() % sizeof(row), &fault);
+        CHECK(moved == SOFTGPU_OK || fault.reason == (uint32_t)moved);
         int result = softgpu_blit_begin(&blit);
         CHECK(result == SOFTGPU_OK || result == SOFTGPU_INVALID);
         for (unsigned steps = 0; steps < 4; steps++) {

@@ -117,7 +117,8 @@ enum softgpu_tiling {
     SOFTGPU_LINEAR = 0,
     SOFTGPU_TILED_X = 1, /* tiles of 512 bytes by 8 rows, row after row (Intel, "Tile X") */
     SOFTGPU_TILED_Y = 2, /* tiles of 128 bytes by 32 rows, in columns of 16 bytes (Intel, "Tile Y") */
-    SOFTGPU_BLOCKS = 3   /* blocks of 64 bytes by 8 << block_rows rows (NVIDIA, "block linear", GF100 and later) */
+    SOFTGPU_BLOCKS = 3   /* blocks of 64 bytes by 8 << block_rows rows by 1 << block_layers layers (NVIDIA, "block linear",
+                            GF100 and later); a surface is one layer */
 };
 
 /* An image in a space. Pixel (0, 0) is at `address`; coordinates may be negative and reach before it. */
@@ -126,7 +127,8 @@ typedef struct softgpu_surface {
     uint64_t address;    /* tiled: aligned to 4 KiB, blocks: to 512 */
     int64_t pitch;       /* bytes from row to row, of either sign; tiled: a positive multiple of a tile's width */
     uint32_t tiling;
-    uint32_t block_rows; /* SOFTGPU_BLOCKS: log2 of the 8-row groups in a block, 0 to 5 */
+    uint16_t block_rows; /* SOFTGPU_BLOCKS: log2 of the 8-row groups in a layer of a block, 0 to 5 */
+    uint16_t block_layers; /* likewise, of the layers in a block, 0 to 5 */
 } softgpu_surface;
 
 enum softgpu_blit_flag {

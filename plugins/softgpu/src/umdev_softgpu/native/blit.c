@@ -63,7 +63,8 @@ static bool same_surface(const softgpu_surface *one, const softgpu_surface *othe
 {
     return one->space == other->space && one->address == other->address && one->pitch == other->pitch &&
            one->tiling == other->tiling &&
-           (one->tiling != SOFTGPU_BLOCKS || one->block_rows == other->block_rows);
+           (one->tiling != SOFTGPU_BLOCKS ||
+            (one->block_rows == other->block_rows && one->block_layers == other->block_layers));
 }
 
 /* In which order source bytes are read before they are drawn over. */

@@ -28,5 +28,11 @@ int softgpu_budget_left(const softgpu_budget *budget);
 void softgpu_budget_stop(softgpu_budget *budget);
 void softgpu_budget_expire(softgpu_budget *budget);
 
+/* Bytes of row `y` from byte `x` on; as softgpu_space_read and softgpu_space_write. */
+int softgpu_surface_read(const softgpu_surface *surface, int64_t x, int64_t y, void *bytes, uint64_t length,
+                         softgpu_fault *fault);
+int softgpu_surface_write(const softgpu_surface *surface, int64_t x, int64_t y, const void *bytes, uint64_t length,
+                          softgpu_fault *fault);
+
 int softgpu_blit_begin(softgpu_blit *blit);
 int softgpu_blit_step(softgpu_blit *blit, softgpu_budget *budget, softgpu_fault *fault);

@@ -266,15 +266,16 @@ static int descend(softgpu_space *space, section *s, uint64_t address, softgpu_r
             return SOFTGPU_OK;
         }
         if (entry->kind == SOFTGPU_TABLE && entry->level > level && entry->level < space->format.levels &&
-            entry->target < SOFTGPU_TARGETS)
+            entry->target < SOFTGPU_TARGETS) {
             result = descend(space, s, address,
                              (softgpu_run){.target = entry->target, .address = entry->address}, entry->level, ret,
                              last, fault);
-        else
+            if (i && entries[0].kind != SOFTGPU_NONE)
+                last->generation = 0; /* the other table, which goes first, may have the next page */
+        } else {
             result = fault_set(fault, SOFTGPU_BAD_TABLE, address, READ, level, table.address);
+        }
     }
-    if (entries[1].kind != SOFTGPU_NONE)
-        last->generation = 0; /* which of two tables it is differs from page to page */
     return result;
 }
 

@@ -27,7 +27,7 @@ bool surface_valid(const softgpu_surface *surface)
         return surface->pitch > 0 && surface->pitch % Y_WIDTH == 0 && surface->address % TILE == 0;
     case SOFTGPU_BLOCKS:
         return surface->pitch > 0 && surface->pitch % GOB_WIDTH == 0 && surface->address % GOB == 0 &&
-               surface->block_rows <= 5;
+               surface->block_rows <= 5 && surface->block_layers <= 5;
     default:
         return false;
     }
@@ -54,13 +54,14 @@ static uint64_t tiled_y(const softgpu_surface *surface, int64_t x, int64_t y)
 }
 
 /* A group of 64 bytes by 8 rows ("GOB") is one of 32-byte halves, row pairs and 16-byte sectors: envytools, "NV50+
- * tiled storage", GF100 shape. Groups stack up to a block; blocks lie row after row. */
+ * tiled storage", GF100 shape. Groups stack up to a block's layer, layers to a block; blocks lie row after row. */
 static uint64_t blocks(const softgpu_surface *surface, int64_t x, int64_t y)
 {
     int64_t rows = GOB_ROWS << surface->block_rows;
     uint64_t block = (uint64_t)(tile_number(y, rows) * (surface->pitch / GOB_WIDTH) + tile_number(x, GOB_WIDTH));
     uint64_t within = (uint64_t)(((x & 32) << 3) + ((y & 6) << 5) + ((x & 16) << 1) + ((y & 1) << 4) + (x & 15));
-    return surface->address + ((block << surface->block_rows) + (uint64_t)((y & (rows - 1)) / GOB_ROWS)) * GOB + within;
+    uint64_t group = (block << (surface->block_rows + surface->block_layers)) + (uint64_t)((y & (rows - 1)) / GOB_ROWS);
+    return surface->address + group * GOB + within;
 }
 
 uint64_t surface_locate(const softgpu_surface *surface, int64_t x, int64_t y, bool backwards, uint64_t *run)
@@ -106,4 +107,39 @@ uint32_t surface_columns(const softgpu_surface *surface, int64_t x, uint32_t *ho
         *hop = 0;
         return 0;
     }
+}
+
+/* Bytes of one row, `x` of them behind its first. */
+static int transfer(const softgpu_surface *surface, int64_t x, int64_t y, uint8_t *bytes, uint64_t length, bool write,
+                    softgpu_fault *fault)
+{
+    const int64_t farthest = 1ll << 40;
+    if (!surface_valid(surface) || x < -farthest || x > farthest || y < -farthest / 64 || y > farthest / 64 ||
+        length > (uint64_t)farthest)
+        return fault_set(fault, SOFTGPU_INVALID, surface->address, write ? WRITE : READ, 0, 0);
+    while (length) {
+        uint64_t run;
+        uint64_t address = surface_locate(surface, x, y, false, &run);
+        uint64_t part = run < length ? run : length;
+        int result = write ? softgpu_space_write(surface->space, address, bytes, part, fault)
+                           : softgpu_space_read(surface->space, address, bytes, part, fault);
+        if (UNLIKELY(result))
+            return result;
+        x += (int64_t)part;
+        bytes += part;
+        length -= part;
+    }
+    return SOFTGPU_OK;
+}
+
+int softgpu_surface_read(const softgpu_surface *surface, int64_t x, int64_t y, void *bytes, uint64_t length,
+                         softgpu_fault *fault)
+{
+    return transfer(surface, x, y, bytes, length, false, fault);
+}
+
+int softgpu_surface_write(const softgpu_surface *surface, int64_t x, int64_t y, const void *bytes, uint64_t length,
+                          softgpu_fault *fault)
+{
+    return transfer(surface, x, y, (uint8_t *)(uintptr_t)bytes, length, true, fault);
 }
