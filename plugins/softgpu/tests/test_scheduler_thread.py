@@ -1,0 +1,117 @@
+"""The engine with a thread of its own: it begins, gives way, and ends when it is told to."""
+
+import threading
+
+import pytest
+from umdev_softgpu import Scheduler, Step
+
+MS = 1_000_000
+SECOND = 1000 * MS
+
+
+class Spinning:
+    """Holds the engine until its budget says no."""
+
+    def __init__(self):
+        self.began = threading.Event()
+        self.steps = 0
+
+    def step(self, budget):
+        self.steps += 1
+        self.began.set()
+        while budget.left:
+            pass
+        return Step.MORE
+
+
+class Signal:
+    """Tells that it ran."""
+
+    def __init__(self):
+        self.ran = threading.Event()
+
+    def step(self, budget):
+        self.ran.set()
+        return Step.DONE
+
+
+HOUR = 3600 * SECOND
+
+
+@pytest.fixture
+def scheduler():
+    scheduler = Scheduler(budget_ns=HOUR)
+    yield scheduler
+    scheduler.close()
+
+
+def test_no_thread_before_the_first_work(scheduler):
+    def ours():
+        return [thread for thread in threading.enumerate() if thread.name == "umdev-idle engine"]
+
+    scheduler.name = "idle engine"
+    queue = scheduler.add_client("vgpu").add_queue("bcs")
+    assert len(ours()) == 0
+    job = Signal()
+    queue.submit(job)
+    assert job.ran.wait(60)
+    assert len(ours()) == 1
+    scheduler.close()
+    assert len(ours()) == 0
+
+
+def test_a_client_that_wakes_ends_the_hog_s_step(scheduler):
+    hog, small = Spinning(), Signal()
+    scheduler.add_client("hog").add_queue("bcs").submit(hog)
+    queue = scheduler.add_client("small").add_queue("bcs")
+    assert hog.began.wait(60)
+    queue.submit(small)
+    assert small.ran.wait(60), "the budget is an hour: only the wake can have ended it"
+
+
+def test_cancel_waits_for_the_step(scheduler):
+    hog = Spinning()
+    queue = scheduler.add_client("hog").add_queue("bcs")
+    queue.submit(hog)
+    assert hog.began.wait(60)
+    assert queue.cancel(wait=True) == [hog]
+    steps = hog.steps
+    after = Signal()
+    queue.submit(after)
+    assert after.ran.wait(60)
+    assert (queue.running, hog.steps) == (None, steps)
+
+
+def test_close_ends_a_step_under_way(scheduler):
+    hog = Spinning()
+    client = scheduler.add_client("hog")
+    client.add_queue("bcs").submit(hog)
+    assert hog.began.wait(60)
+    client.close()
+    assert scheduler.clients == []
+    assert client.busy_ns == scheduler.busy_ns > 0
+
+
+def test_budget_ends_steps(scheduler):
+    scheduler.budget_ns = MS
+    hog = Spinning()
+    queue = scheduler.add_client("hog").add_queue("bcs")
+    queue.submit(hog)
+    assert hog.began.wait(60)
+    other = Signal()
+    queue.client.add_queue("rcs").submit(other)
+    assert other.ran.wait(60)
+
+
+def test_many_threads_submit(scheduler):
+    queues = [scheduler.add_client(f"vgpu{number}").add_queue("bcs") for number in range(4)]
+    jobs = [[Signal() for _ in range(100)] for _ in queues]
+    threads = [
+        threading.Thread(target=lambda queue=queue, mine=mine: [queue.submit(job) for job in mine])
+        for queue, mine in zip(queues, jobs, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(job.ran.wait(60) for mine in jobs for job in mine)
