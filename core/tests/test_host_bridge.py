@@ -28,20 +28,26 @@ class Bridge(HostBridge[PluggedFunction]):
     def __init__(self):
         super().__init__("rack", log)
         self.told = []
-        self.fail = False
+        self.failing = None
 
     def taken(self, *, io):
         return [(0x3F8, 0x400)] if io else [(0x10_0000, 0x20_0000)]
 
-    def take_down(self, placement):
-        if self.fail:
+    def may_fail(self, step):
+        if self.failing == step:
+            self.failing = None
             raise HypervisorError("not now")
+
+    def take_down(self, placement):
+        self.may_fail("take_down")
         self.told.append(f"- {placement}")
 
     def publish(self, placements):
+        self.may_fail("publish")
         self.told.append([placement.address for placement in placements])
 
     def put_up(self, placement):
+        self.may_fail("put_up")
         self.told.append(f"+ {placement}")
 
     def news(self):
@@ -134,13 +140,33 @@ def test_a_guest_can_not_flood_the_log(function, bridge, caplog):
 
 
 def test_what_fails_is_done_by_the_next(function, bridge):
-    place(function, bridge, x10=0x20_0000, x04=2)
-    bridge.fail = True
+    place(function, bridge, x10=0x20_0000, x14=0x20_1000, x04=2)
+    for step, then in (
+        ("take_down", ["- slot 3: BAR 0 at 0x200000"]),
+        ("publish", []),
+    ):
+        bridge.failing = step
+        with pytest.raises(HypervisorError):
+            place(function, bridge, x10=0x30_0000)
+        before = bridge.news()
+        assert [p.address for p in bridge.placements if p.region == 0] == ([0x20_0000] if not before else [])
+        after = place(function, bridge)
+        assert before + after == [
+            "- slot 3: BAR 0 at 0x200000",
+            [0x20_1000, 0x30_0000],
+            "+ slot 3: BAR 0 at 0x300000",
+        ]
+        assert after[: len(then)] == then
+        place(function, bridge, x10=0x20_0000)
+
+
+def test_a_bar_that_can_not_be_put_up_keeps_no_other_from_it(function, bridge):
+    bridge.failing = "put_up"
     with pytest.raises(HypervisorError):
-        place(function, bridge, x10=0x30_0000)
-    assert [p.address for p in bridge.placements] == [0x20_0000]
-    bridge.fail = False
-    assert "+ slot 3: BAR 0 at 0x300000" in place(function, bridge)
+        place(function, bridge, x10=0x20_0000, x14=0x20_1000, x04=2)
+    assert bridge.news() == [[0x20_0000, 0x20_1000]]
+    assert place(function, bridge)[-1] == "+ slot 3: BAR 1 at 0x201000"
+    assert place(function, bridge, x10=0x30_0000)[0] == "- slot 3: BAR 0 at 0x200000"
 
 
 def test_a_function_goes_and_all_are_placed_anew(plug, bridge):

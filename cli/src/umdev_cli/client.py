@@ -11,6 +11,7 @@ import msgspec
 from umdev.errors import Disconnected, NotFound, NotSupported, ProtocolError, StateError
 
 from . import control, hosts
+from .failures import RemoteError
 from .identity import is_uuid, parse_uuid
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def trace(device: str, patterns: list[str], records: int) -> Iterator[control.Tr
     uuid = parse_uuid(device) if is_uuid(device) else _listening_at(device)
     host = _host(uuid)
     with control.connect(host.path, 60.0) as connection:
-        control.send(connection, msgspec.msgpack.encode(control.Trace(uuid, patterns, records)))
-        body = control.receive(connection, control.REPLY_LIMIT)
+        body = _asked(connection, msgspec.msgpack.encode(control.Trace(uuid, patterns, records)))
         if body is not None:
             control.unwrap(body)
         connection.settimeout(None)  # a device may do nothing for long
@@ -59,6 +59,15 @@ def trace(device: str, patterns: list[str], records: int) -> Iterator[control.Tr
             traced = msgspec.msgpack.decode(body, type=control.Traced)
             over = traced.over
             yield traced
+
+
+def _asked(connection: socket.socket, request: bytes) -> bytes | None:
+    """The reply; None as for `_next`."""
+    try:
+        control.send(connection, request)
+    except OSError:
+        return None
+    return _next(connection)
 
 
 def _next(connection: socket.socket) -> bytes | None:
@@ -75,7 +84,7 @@ def _listening_at(path: str) -> str:
     for uuid in hosts.running():
         try:
             listening = show(uuid)["socket"]
-        except (NotFound, NotSupported, Disconnected):  # of another program, or just ended
+        except (NotFound, NotSupported, Disconnected, RemoteError):  # of another program, or just ended
             continue
         if listening and Path(listening).absolute() == wanted:
             return uuid

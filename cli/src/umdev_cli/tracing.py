@@ -1,20 +1,21 @@
 """Following devices of a host process: one trace for all who follow, which runs while anybody does.
 
-A follower reads the rings of the trace (umdev.device.trace), names what it finds and sends it. It never holds up the
-device: while its reader is slow the rings go on, and what they overwrite is counted.
+A follower reads the rings of the trace (umdev.device.trace), names what it finds and sends it. The device doesn't wait
+for its reader: while that is slow the rings go on, and what they overwrite is counted. Handlers go before its own work.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import logging
 import select
 import socket
 import threading
 from typing import TYPE_CHECKING
 
 import msgspec
-from umdev.device import trace
-from umdev.errors import Conflict
+from umdev.device import give_way, trace
+from umdev.errors import Conflict, UmdevError
 
 from . import control
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from umdev.device import Device
 
 __all__ = ["Tracing"]
+
+_log = logging.getLogger("umdev.cli")
 
 FOLLOWERS_LIMIT = 16
 END_SECONDS = 2.0
@@ -48,8 +51,9 @@ class Tracing:
     ) -> None:
         """Reply, and send what `device` does until the reader hangs up or `gone` is true.
 
-        The first follower decides how many records the rings keep. Raises: Conflict (16 follow already), StateError
-        (the process traces itself), InvalidArgument (records); OSError when the reader goes.
+        The first follower decides how many records the rings keep. What goes wrong once it has replied is logged, and
+        ends the connection. Raises: Conflict (16 follow already), StateError (the process traces itself),
+        InvalidArgument (records); OSError when the reader goes.
         """
         running = self._enter(request.records)
         try:
@@ -58,6 +62,8 @@ class Tracing:
                 control.send(connection, msgspec.msgpack.encode(control.Done()))
                 connection.settimeout(None)
                 self._send_all(device, request.patterns, follower, connection, gone)
+            except UmdevError:
+                _log.exception("following %s has ended", device)
             finally:
                 follower.close()
         finally:
@@ -99,14 +105,15 @@ class Tracing:
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         over = False
+        number = device.native.id
         while not over and not poll.poll(LOOK_MS):  # the reader says nothing: what comes is its end
             over = gone()
             records, lost = follower.read()
-            found = [
-                entry
-                for record in records
-                if record.device == device.native.id and (entry := _entry(device, record, patterns))
-            ]
+            found = []
+            for record in records:
+                give_way()
+                if record.device == number and (entry := _entry(device, record, patterns)):
+                    found.append(entry)
             for first in range(0, len(found), BATCH) or ((0,) if lost or over else ()):
                 last = first + BATCH >= len(found)
                 message = control.Traced(found[first : first + BATCH], lost if last else 0, over and last)

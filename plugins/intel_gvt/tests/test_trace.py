@@ -27,6 +27,7 @@ def test_commands_stand_among_the_accesses(vgpu, loopback_driver):
         "event render.MI_BATCH_BUFFER_END=0x5000000",
         "event render.without effect=0x1",  # the ring's padding
     ]
+    assert events[1].endswith(f" at {BATCH:#x}")
     assert events[2].endswith(f" at {BATCH + 20:#x} (16 bytes)")
     submitted = next(number for number, text in enumerate(lines) if "registers.render.submit_port=" in text)
     assert submitted < lines.index(events[0])

@@ -240,6 +240,27 @@ def test_fixed_share_is_the_same_whoever_comes_and_goes():
     scheduler.add_client("fifth")
 
 
+@pytest.mark.parametrize("policy", [FixedShare(4), EqualShare()])
+def test_an_idle_time_pays_what_is_owed(policy):
+    """One step that took far too long, then nobody has work for minutes."""
+    clock, scheduler, _ = make(policy)
+    queue = scheduler.add_client("vgpu").add_queue("bcs")
+    scheduler.add_client("other")
+
+    class Long:
+        def step(self, budget):
+            budget.spend(round(600 * scheduler.units_per_ms))
+            return Step.DONE
+
+    queue.submit(Long())
+    clock.advance(600)
+    ended = []
+    start = clock.now_ns
+    queue.submit(Work(1, lambda _: ended.append(clock.now_ns - start)))
+    clock.advance(3)
+    assert ended[0] <= 20 * MS
+
+
 @settings(deadline=None, max_examples=50)
 @given(late=st.integers(0, 9 * MS), over=st.integers(0, 9 * MS), seed=st.integers(0, 100), hogs=st.integers(1, 4))
 def test_a_late_host_takes_nothing_from_anybody_s_share(late, over, seed, hogs):

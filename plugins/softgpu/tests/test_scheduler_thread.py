@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from umdev_softgpu import Scheduler, Step
+from umdev_softgpu import Budget, Scheduler, Step
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -115,3 +115,10 @@ def test_many_threads_submit(scheduler):
     for thread in threads:
         thread.join()
     assert all(job.ran.wait(60) for mine in jobs for job in mine)
+
+
+def test_handlers_that_take_all_of_a_step_s_time_leave_it_one_piece(monkeypatch):
+    budget = Budget(1000)
+    monkeypatch.setattr("umdev_softgpu.budget.give_way", budget.expire)
+    assert budget.left
+    assert not budget.left

@@ -5,6 +5,7 @@ A guest's processor is translated: what each of its programs would have to compi
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +27,8 @@ def compile_packages() -> None:
         sys.stderr.write("umdev: compiling Python packages for the guest\n")
         sys.stderr.flush()
         command = [sys.executable, "-m", "compileall", "-qq", "-j", "0", *folders]
-        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_COMPILE_TIME, check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_COMPILE_TIME, check=False)
 
 
 def _folders() -> list[Path]:

@@ -28,17 +28,18 @@ RECORDS = 16384
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many lines.")
 @click.option(
     "--records",
-    type=click.IntRange(1, 1 << 24),
+    type=click.IntRange(1, 1 << 20),
     default=RECORDS,
     show_default=True,
-    help="Records of 64 bytes that each thread of the device's process keeps until they are read.",
+    help="Records of 64 bytes that each thread of the device's process keeps until they are read; a thread keeps the "
+    "room until it ends or meets the next trace.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
 def command(device: str, *, patterns: tuple[str, ...], count: int | None, records: int, as_json: bool) -> None:
     """Follow what the driver of a running device does: each access with the register's name, value and time it took.
 
     Beside accesses stand the device's own events, where its model tells any: a GPU's commands, for example. The command
-    ends on Ctrl-C, with the device, or after --count lines. It never holds the device up: what is not read in time is
+    ends on Ctrl-C, with the device, or after --count lines. The device doesn't wait for it: what is not read in time is
     lost, and counted. While nobody traces, nothing is recorded.
     """
     first: int | None = None

@@ -82,6 +82,8 @@ class HostBridge(ABC, Generic[PluggedT]):
         self._log = log
         self._placed: dict[tuple[int, int], Placement] = {}
         self._misplaced: set[Placement] = set()
+        self._published = True
+        """Whether the last change has come as far as the table."""
 
     @property
     def functions(self) -> list[PluggedT]:
@@ -125,7 +127,7 @@ class HostBridge(ABC, Generic[PluggedT]):
         """Bring what is placed in line with what decodes: first what goes, then the table, then what comes.
 
         A BAR over what is there already isn't placed, and is counted. Raises: what the bus's methods raise; the next
-        call does the rest.
+        call does the rest, but for the one BAR that `put_up` failed of, which is in the table without it.
         """
         with self.lock:
             wanted = {(p.slot, p.region): p for plugged in self.functions for p in _decoding(plugged)}
@@ -145,13 +147,17 @@ class HostBridge(ABC, Generic[PluggedT]):
                 self.bad_placements += 1
                 self._tell(self.bad_placements, "%s is not mapped: something else is there", placement)
             self._misplaced = misplaced
-            if not gone and not added:
+            if gone or added:
+                self._published = False
+            if self._published:
                 return
             for placement in gone:
                 self.take_down(placement)
-            self._placed = kept
+                del self._placed[placement.slot, placement.region]
             self.publish(list(kept.values()))
+            self._published = True
             for placement in added:
+                self._placed[placement.slot, placement.region] = placement
                 self.put_up(placement)
 
     def forget_placements(self) -> None:

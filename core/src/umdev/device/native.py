@@ -18,10 +18,10 @@ def api_address() -> int:
 def give_way() -> None:
     """For a thread of a model's own that computes in Python: let what waits for the interpreter go first.
 
-    Call it between pieces of work, as often as every few microseconds: it takes a fraction of one when nobody waits. A
-    register's handler that waits runs before it returns; any other thread gets its turn within some 5 ms. Without it,
-    a thread that makes many short calls of C keeps all others out for as long as it computes. No lock may be held that
-    a handler takes: it would be waited for, in vain, for 10 ms.
+    Call it between pieces of work, as often as every few microseconds: it takes a fraction of one when nobody waits. As
+    many handlers of registers as wait get the interpreter before it returns, unless that takes 10 ms; any other thread
+    gets its turn within some 5 ms. Without it, a thread that makes many short calls of C keeps all others out for as
+    long as it computes. Hold no lock that a handler takes: it would wait for you.
     """
     lib.umdev_python_give_way()
 

@@ -16,6 +16,7 @@ from umdev._native import ffi, lib
 from umdev.errors import InvalidArgument, StateError
 
 from .events import REGION as EVENT
+from .native import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -104,6 +105,7 @@ class Ring:
         oldest = max(after, head - self._capacity)
         records = []
         for number in range(oldest, head):
+            give_way()  # in the device's own process handlers go first
             at = self._first + number % self._capacity * self._record_size
             raw = self._map[at : at + self._record_size]
             # The sequence is cleared before a record changes: the same one after the copy means that it is whole.
@@ -154,7 +156,7 @@ class Trace:
         return sorted((record for ring in self.snapshots() for record in ring.records), key=lambda record: record.time)
 
     def close(self) -> None:
-        """Free the rings, unless a trace is running."""
+        """Free the rings, unless a trace is running; a thread that lives on keeps its own until the next trace."""
         lib.umdev_trace_drop()
 
     def snapshots(self) -> Iterator[Snapshot]:
@@ -174,7 +176,7 @@ class Follower:
     """
 
     def __init__(self, trace: Trace) -> None:
-        """Begins with what comes from now on."""
+        """Begins with what comes from now on. Raises: OSError when there is no room to map the rings."""
         self._trace = trace
         self._rings: dict[int, Ring] = {}
         self._seen: dict[int, int] = {}
@@ -183,7 +185,7 @@ class Follower:
             self._seen[descriptor] = self._ring(descriptor).head
 
     def read(self) -> tuple[list[Record], int]:
-        """The records of all devices, by time, and how many are lost."""
+        """The records of all devices, by time, and how many are lost, whoever's. Raises: as the constructor."""
         found: list[Record] = []
         dropped = int(lib.umdev_trace_dropped())
         lost, self._dropped = dropped - self._dropped, dropped

@@ -3,8 +3,9 @@
  */
 
 /* One access by the driver; or, with region 0xFFFF, something that the device does by itself: `initiator` is then the
- * number of its name, which the model knows, and `offset` an address of the model's choice. 64 bytes. A reader copies a record and keeps it only if `sequence` is the one it expects
- * both before and after: it is 0 while the record is being written. */
+ * number of its name, which the model knows, and `offset` an address of the model's choice. 64 bytes. A reader copies a
+ * record and keeps it only if `sequence` is the one it expects both before and after: it is 0 while the record is being
+ * written. */
 typedef struct umdev_trace_record {
     uint64_t sequence; /* 1 is the thread's first; the record of n lies at index (n - 1) % capacity */
     uint64_t time;     /* ns of CLOCK_MONOTONIC when the access began */

@@ -199,9 +199,9 @@ class Bridge(HostBridge[Plugged]):
         """Undo it. Raises: HypervisorError."""
         assert self._vm is not None, "checked by settle"
         plugged = self.plugged.get(placement.slot)
-        actions = plugged.undo.pop(placement.region, []) if plugged is not None else []
-        for action in actions:
-            match action:
+        actions = plugged.undo.get(placement.region, []) if plugged is not None else []
+        while actions:
+            match actions[-1]:
                 case ("slot", slot):
                     self._slots.remove(_as_slot(slot))
                 case ("bell", number):
@@ -210,6 +210,7 @@ class Bridge(HostBridge[Plugged]):
                 case ("posted", address, length):
                     code = lib.umdev_kvm_set_posted(self._vm.pointer, address, length, 0)
                     check(code, "KVM_UNREGISTER_COALESCED_MMIO")
+            actions.pop()  # now: what fails is tried again
 
     # Inside.
 

@@ -42,8 +42,11 @@ class Budget:
     @property
     def left(self) -> bool:
         """Whether the step may go on. Looking also lets handlers run that wait for the interpreter (`give_way`)."""
+        going_on = bool(
+            lib.softgpu_budget_left(self._native)
+        )  # first: a step whose time handlers took does a piece, too
         give_way()
-        return bool(lib.softgpu_budget_left(self._native))
+        return going_on
 
     @property
     def units(self) -> int:

@@ -142,8 +142,10 @@ class _Slots(Policy):
             return
         passed = now_ns - self._empty_since
         self._empty_since = None
-        if not self._awaited:  # rounds that nobody wanted leave no trace
+        if not self._awaited:  # rounds that nobody wanted pay what is owed, and leave no other trace
             rounds = passed // (self.slice_ns * len(self._owners)) * self.slice_ns * len(self._owners)
+            paid = rounds // len(self._owners)
+            self._owed = {client: owed - paid for client, owed in self._owed.items() if owed > paid}
             self.empty_ns += rounds
             passed -= rounds
         self._late = min(self._late + passed, FORGIVEN_NS)

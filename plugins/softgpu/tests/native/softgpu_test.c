@@ -236,8 +236,9 @@ static void test_garbage(void)
         }
         softgpu_fault fault = {.reason = 0};
         uint8_t row[300];
-        int moved = turn % 2 ? softgpu_surface_read(&blit.source, blit.x, blit.y, row, random64() % sizeof(row), &fault)
-                             : softgpu_surface_write(&blit.source, blit.x, blit.y, row, random64() % sizeof(row), &fault);
+        uint64_t length = random64() % sizeof(row);
+        int moved = turn % 2 ? softgpu_surface_read(&blit.source, blit.x, blit.y, row, length, &fault)
+                             : softgpu_surface_write(&blit.source, blit.x, blit.y, row, length, &fault);
         CHECK(moved == SOFTGPU_OK || fault.reason == (uint32_t)moved);
         int result = softgpu_blit_begin(&blit);
         CHECK(result == SOFTGPU_OK || result == SOFTGPU_INVALID);

@@ -87,12 +87,12 @@ class Execution:
         command, self._again = self._again, None
         stream = self.stream
         if command is None:
-            passed = stream.passed
+            passed, start = stream.passed, stream.address
             taken = stream.take()
             budget.spend(4 * (stream.passed - passed))
             self.engine.executed[PASSED] += stream.passed - passed
             if stream.passed != passed and self._trace.wanted:
-                self._trace.tell(self.engine.spec.name, PASSED, stream.passed - passed, address=stream.address)
+                self._trace.tell(self.engine.spec.name, PASSED, stream.passed - passed, address=start)
             if isinstance(taken, Fault):
                 return self.fail(f"commands can't be read: {taken}")
             command = taken

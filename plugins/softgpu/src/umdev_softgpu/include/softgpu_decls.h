@@ -117,8 +117,8 @@ enum softgpu_tiling {
     SOFTGPU_LINEAR = 0,
     SOFTGPU_TILED_X = 1, /* tiles of 512 bytes by 8 rows, row after row (Intel, "Tile X") */
     SOFTGPU_TILED_Y = 2, /* tiles of 128 bytes by 32 rows, in columns of 16 bytes (Intel, "Tile Y") */
-    SOFTGPU_BLOCKS = 3   /* blocks of 64 bytes by 8 << block_rows rows by 1 << block_layers layers (NVIDIA, "block linear",
-                            GF100 and later); a surface is one layer */
+    SOFTGPU_BLOCKS = 3   /* blocks of 64 bytes by 8 << block_rows rows by 1 << block_layers layers (NVIDIA, "block
+                            linear", GF100 and later); a surface is one layer */
 };
 
 /* An image in a space. Pixel (0, 0) is at `address`; coordinates may be negative and reach before it. */
