@@ -42,9 +42,8 @@ class Budget:
     @property
     def left(self) -> bool:
         """Whether the step may go on. Looking also lets handlers run that wait for the interpreter (`give_way`)."""
-        going_on = bool(
-            lib.softgpu_budget_left(self._native)
-        )  # first: a step whose time handlers took does a piece, too
+        # First: a step whose time goes to handlers does a piece of its work nevertheless.
+        going_on = bool(lib.softgpu_budget_left(self._native))
         give_way()
         return going_on
 
