@@ -7,16 +7,20 @@ from umdev_testkit.host_root import AGAIN
 pytestmark = pytest.mark.guest
 
 TESTS = """
+import time
 from pathlib import Path
 import pytest
+
+FIRST = Path(__file__).with_name("first").read_text() == Path("/proc/sys/kernel/random/boot_id").read_text()
 
 def test_good():
     assert Path("/proc/self").exists()
 
 def test_astray():
-    first = not Path("/run/astray").exists()
-    Path("/run/astray").touch()
-    assert not first
+    assert not FIRST
+
+def test_hangs():
+    time.sleep(1000 if FIRST else 0)
 
 def test_bad():
     assert Path("/nowhere").exists()
@@ -30,15 +34,20 @@ def test_skipped():
 def run(kvm_guest, tmp_path):
     file = tmp_path / "test_guest_side.py"
     file.write_text(TESTS)
+    (tmp_path / "first").write_text(kvm_guest.guest.run("cat /proc/sys/kernel/random/boot_id"))
 
-    def go(names):
-        return pass_in(kvm_guest, (str(file), "-q", "-k", names), {"folder": tmp_path})
+    def go(names, **options):
+        return pass_in(kvm_guest, (str(file), "-q", "-k", names), {"folder": tmp_path, **options})
 
     return go
 
 
-def test_what_failed_runs_once_more_by_itself_and_is_named(run):
+def test_what_failed_runs_once_more_by_itself_in_another_guest_and_is_named(run):
     assert [name.rpartition("::")[2] for name in run("good or astray").split()] == ["test_astray"]
+
+
+def test_all_runs_once_more_when_it_took_too_long(run):
+    assert run("good or hangs", timeout=90) == "all"
 
 
 def test_what_fails_twice_has_failed_with_both_outputs(run):

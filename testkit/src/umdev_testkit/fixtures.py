@@ -47,17 +47,17 @@ class RunOptions(TypedDict, total=False):
 
 
 def pass_in(guest: HostRootGuest, arguments: Sequence[str], options: RunOptions) -> str:
-    """Run pytest in the guest; the tests that needed a second run, separated by spaces.
+    """Run pytest in the guest; the tests that needed a second run, separated by spaces, or "all".
 
     Raises: AssertionError with pytest's output when a test fails twice or is skipped, or none runs.
     """
     done = guest.pytest(*arguments, "-ra", again=True, **options)
     output = done.output.decode(errors="replace")
     assert done.status == 0, output
-    first, _, _ = output.partition(AGAIN.decode())
+    first, again, _ = output.partition(AGAIN.decode())
     assert re.search(r"\d+ passed", output), output
     assert "SKIPPED" not in output, output
-    return " ".join(re.findall(r"^(?:FAILED|ERROR) (\S+)", first, re.MULTILINE))
+    return " ".join(re.findall(r"^(?:FAILED|ERROR) (\S+)", first, re.MULTILINE)) or ("all" if again else "")
 
 
 class LinuxGuests:

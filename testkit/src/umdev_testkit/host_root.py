@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from umdev_testkit.bytecode import compile_packages
 from umdev_testkit.cache import cache_folder
+from umdev_testkit.errors import GuestDied, GuestTimedOut
 from umdev_testkit.guest import Completed, Guest
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ for folder in dev proc sys run; do mount --rbind /$folder {ROOT}/$folder; done
 AGAIN = b"--- the tests that failed, once more"
 """Stands between the output of the first run and of the second."""
 _CACHE = "/run/pytest-cache"
+_FAILED = f"{_CACHE}/v/cache/lastfailed"
+"""Where pytest notes which tests have failed."""
 _TESTS_FAILED = 1  # pytest's exit status
 _ENVIRONMENT = {
     "HOME": "/run",
@@ -77,13 +80,7 @@ class HostRootGuest:
         """Raises: FetchError for what programs in the guest may need; as `Guest.start`; as `prepare`."""
         self.fetch()
         compile_packages()
-        self.guest.start()
-        try:
-            self.guest.run(_MOUNT)
-            self.prepare()
-        except BaseException:
-            self.guest.close()
-            raise
+        self._start()
         return self
 
     def __exit__(
@@ -125,17 +122,41 @@ class HostRootGuest:
     ) -> Completed:
         """Run pytest in the guest, on files of this machine; its cache and temporary files stay in the guest.
 
-        `again`: tests that fail are run once more, by themselves, and the status is that of the second run; the output
-        has both, the first one first. For tests that need the guest's KVM or Xen: QEMU's translation of AMD's
-        virtualization extensions (7.2 and 11.1 were tried) gives a guest's guest its host's RIP, RSP, RAX and CR3
-        about twice in a million exits, and it goes astray. docs/explanation/decisions has the figures.
+        `again`: tests that fail are run once more, by themselves, in a guest that is booted anew; all of them, when the
+        guest died or took longer than `timeout`. The status is that of the second run; the output has both, the first
+        one first. For tests that need the guest's KVM or Xen: QEMU's translation of AMD's virtualization extensions
+        (7.2 and 11.1 were tried) gives a guest's guest its host's RIP, RSP, RAX and CR3 about twice in a million exits,
+        and it goes astray. docs/explanation/decisions has the figures.
 
-        Raises: as `execute`.
+        Raises: as `execute`; with `again` as `__enter__`, too.
         """
         options = ("-o", f"cache_dir={_CACHE}", "--basetemp=/run/pytest", "--color=no", *arguments)
         command = (sys.executable, "-m", "pytest", *options)
-        done = self.execute(*command, folder=folder, timeout=timeout, environment=environment)
-        if not again or done.status != _TESTS_FAILED:
-            return done
-        second = self.execute(*command, "--last-failed", folder=folder, timeout=timeout, environment=environment)
-        return Completed(second.status, b"\n".join((done.output, AGAIN, second.output)))
+        failed = None
+        try:
+            done = self.execute(*command, folder=folder, timeout=timeout, environment=environment)
+            if not again or done.status != _TESTS_FAILED:
+                return done
+            first = done.output
+            failed = self.guest.read_file(_FAILED)
+        except (GuestDied, GuestTimedOut) as error:
+            if not again:
+                raise
+            first = str(error).encode()
+        self.guest.close()
+        self.guest = Guest(self.guest.config, self.guest.folder.with_name(f"{self.guest.folder.name}-again"))
+        self._start()
+        if failed is not None:
+            self.guest.write_file(_FAILED, failed)
+            command = (*command, "--last-failed")
+        second = self.execute(*command, folder=folder, timeout=timeout, environment=environment)
+        return Completed(second.status, b"\n".join((first, AGAIN, second.output)))
+
+    def _start(self) -> None:
+        self.guest.start()
+        try:
+            self.guest.run(_MOUNT)
+            self.prepare()
+        except BaseException:
+            self.guest.close()
+            raise
