@@ -261,7 +261,10 @@ def submit_groups(driver, runlist, *words):
 def test_channels_of_groups_run_and_are_preempted_with_their_group(vgpu, loopback_driver):
     driver = loopback_driver
     channels = [prepare(driver, number) for number in range(4)]
-    group = lambda number, count: count << 26 | 128 << 18 | 3 << 14 | 1 << 13 | number  # noqa: E731
+
+    def group(number, count):
+        return count << 26 | 128 << 18 | 3 << 14 | 1 << 13 | number
+
     submit_groups(driver, COPY, group(7, 2), 0, 1, group(9, 1), 2, 3)
     for payload, channel in enumerate(channels, 1):
         finish(driver, channel, payload)

@@ -38,8 +38,7 @@ def execute(execution: Execution, command: Command) -> Outcome | None:
 
 
 def _surface(execution: Execution, command: Command, at: int, pitch: int, *, tiled: int) -> Surface:
-    address = command[at] | (command[at + 1] & 0xFFFF) << 32
-    return surfaces.surface(execution, address, pitch, tiled=tiled)
+    return surfaces.surface(execution, surfaces.address(command, at), pitch, tiled=tiled)
 
 
 def _fill(execution: Execution, command: Command) -> Outcome | None:
@@ -111,7 +110,7 @@ def _fast_copy(execution: Execution, command: Command) -> Outcome | None:
     pair = [
         Surface(
             execution.context.ppgtt,
-            command[at] | (command[at + 1] & 0xFFFF) << 32,
+            surfaces.address(command, at),
             surfaces.signed(pitch) * (1 if tiling is Tiling.LINEAR else 4),
             tiling,
         )

@@ -41,20 +41,16 @@ class Setup:
     foreground: int = 0
 
 
-def _address(command: Command, at: int) -> int:
-    return command[at] | (command[at + 1] & 0xFFFF) << 32
-
-
 def setup(execution: Execution, command: Command) -> Outcome | None:
     """XY_SETUP_BLT: the pattern is read when something is drawn."""
-    execution.setup = Setup(command[0], command[1], _address(command, 4), _address(command, 8))
+    execution.setup = Setup(command[0], command[1], surfaces.address(command, 4), surfaces.address(command, 8))
     return setup_clip(execution, (command[0], command[2], command[3]))
 
 
 def setup_mono(execution: Execution, command: Command) -> Outcome | None:
     """XY_SETUP_MONO_PATTERN_SL_BLT: background, foreground and the 64 bits of the pattern."""
     mono = command[8] | command[9] << 32
-    execution.setup = Setup(command[0], command[1], _address(command, 4), None, mono, command[6], command[7])
+    execution.setup = Setup(command[0], command[1], surfaces.address(command, 4), None, mono, command[6], command[7])
     return setup_clip(execution, (command[0], command[2], command[3]))
 
 
@@ -77,7 +73,7 @@ def pixel(execution: Execution, command: Command) -> Outcome | None:
 
 def pattern(execution: Execution, command: Command) -> Outcome | None:
     """XY_PAT_BLT: the pattern lies in memory."""
-    setup = Setup(command[0], command[1], _address(command, 4), _address(command, 6))
+    setup = Setup(command[0], command[1], surfaces.address(command, 4), surfaces.address(command, 6))
     return _draw(execution, setup, command[0], surfaces.rectangle(command[2], command[3]))
 
 
@@ -87,18 +83,18 @@ def immediate_pattern(execution: Execution, command: Command) -> Outcome | None:
     data = b"".join(dword.to_bytes(4, "little") for dword in command[6:])
     if len(data) < size:
         return execution.fail(f"a pattern of {len(data)} bytes in a command; it has {size}")
-    setup = Setup(command[0], command[1], _address(command, 4), None)
+    setup = Setup(command[0], command[1], surfaces.address(command, 4), None)
     rect = surfaces.rectangle(command[2], command[3])
     return _draw(execution, setup, command[0], rect, data[:size])
 
 
 def mono_pattern(execution: Execution, command: Command) -> Outcome | None:
     """XY_MONO_PAT_BLT: eight bytes in memory, a row each."""
-    bits = execution.context.ppgtt.read(_address(command, 6), SIDE)
+    bits = execution.context.ppgtt.read(surfaces.address(command, 6), SIDE)
     if isinstance(bits, Fault):
         return execution.fail(str(bits))
     mono = int.from_bytes(bits, "little")
-    setup = Setup(command[0], command[1], _address(command, 4), None, mono, command[8], command[9])
+    setup = Setup(command[0], command[1], surfaces.address(command, 4), None, mono, command[8], command[9])
     return _draw(execution, setup, command[0], surfaces.rectangle(command[2], command[3]))
 
 

@@ -25,6 +25,11 @@ def signed(value: int) -> int:
     return (value & 0xFFFF) - ((value & 0x8000) << 1)
 
 
+def address(command: tuple[int, ...], at: int) -> int:
+    """48 bits, in dword `at` and the next."""
+    return command[at] | (command[at + 1] & 0xFFFF) << 32
+
+
 def rectangle(first: int, last: int) -> Rect:
     """From two dwords: top and left, bottom and right, which lie outside."""
     x, y = signed(first), signed(first >> 16)
