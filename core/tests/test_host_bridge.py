@@ -160,6 +160,15 @@ def test_what_fails_is_done_by_the_next(function, bridge):
         place(function, bridge, x10=0x20_0000)
 
 
+def test_a_table_that_only_lost_something_is_published_by_the_next(function, bridge):
+    place(function, bridge, x10=0x20_0000, x14=0x20_1000, x04=2)
+    bridge.failing = "publish"
+    with pytest.raises(HypervisorError):
+        place(function, bridge, x04=0)
+    assert len(bridge.news()) == 2
+    assert place(function, bridge) == [[]]
+
+
 def test_a_bar_that_can_not_be_put_up_keeps_no_other_from_it(function, bridge):
     bridge.failing = "put_up"
     with pytest.raises(HypervisorError):
