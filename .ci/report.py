@@ -2,7 +2,7 @@
 
 usage: report.py FOLDER
 
-Prints each skip with its reason, each test that a nested guest needed twice, each demand that is not met, and as the
+Prints each skip with its reason, each test that a nested guest ran again, each demand that is not met, and as the
 last line `N passed, N failed, N skipped`.
 """
 
@@ -73,7 +73,7 @@ def main(folder: Path) -> int:
         for reason, count in sorted(outcome.skips.items()):
             print(f"    skipped {count}: {reason}")
         for tests in outcome.again:
-            print(f"    failed in a nested guest, and passed when run once more: {tests}")
+            print(f"    not passed in a nested guest, and run again: {tests}")
     found = complaints(outcomes)
     for complaint in found:
         print(f"FAILED {complaint}")

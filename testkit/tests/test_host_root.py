@@ -22,6 +22,9 @@ def test_astray():
 def test_hangs():
     time.sleep(1000 if FIRST else 0)
 
+def test_last():
+    pass
+
 def test_bad():
     assert Path("/nowhere").exists()
 
@@ -37,23 +40,27 @@ def run(kvm_guest, tmp_path):
     (tmp_path / "first").write_text(kvm_guest.guest.run("cat /proc/sys/kernel/random/boot_id"))
 
     def go(names, **options):
-        return pass_in(kvm_guest, (str(file), "-q", "-k", names), {"folder": tmp_path, **options})
+        return pass_in(kvm_guest, (str(file), "-k", names), {"folder": tmp_path, **options})
 
     return go
 
 
+def names(found):
+    return [name.rpartition("::")[2] for name in found]
+
+
 def test_what_failed_runs_once_more_by_itself_in_another_guest_and_is_named(run):
-    assert [name.rpartition("::")[2] for name in run("good or astray").split()] == ["test_astray"]
+    assert names(run("good or astray")) == ["test_astray"]
 
 
-def test_all_runs_once_more_when_it_took_too_long(run):
-    assert run("good or hangs", timeout=90) == "all"
+def test_what_hung_runs_once_more_with_what_came_behind_it(run):
+    assert names(run("good or hangs or last", silence=45)) == ["test_hangs"]
 
 
-def test_what_fails_twice_has_failed_with_both_outputs(run):
+def test_what_fails_each_time_has_failed_with_all_outputs(run):
     with pytest.raises(AssertionError) as caught:
-        run("good or bad")
-    first, _, second = str(caught.value).partition(AGAIN.decode())
+        run("good or bad", tries=2)
+    first, second = str(caught.value).split(AGAIN.decode())
     assert "1 failed, 1 passed" in first
     assert "1 failed" in second
     assert "passed" not in second

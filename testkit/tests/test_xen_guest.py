@@ -43,7 +43,7 @@ def test_xl_reaches_xen(xen_guest):
 
 
 def test_both_kinds_of_guests(xen_guest, passes_in):
-    passes_in(xen_guest, "testkit/tests/xen", "-q", "-m", "xen", "--timeout", "1200", folder=ROOT)
+    passes_in(xen_guest, "testkit/tests/xen", "-m", "xen", "--timeout", "200", folder=ROOT, silence=300)
 
 
 def test_a_machine_that_powers_off_is_no_success(tmp_path):

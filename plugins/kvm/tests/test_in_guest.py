@@ -13,4 +13,4 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("what", ["plugins/kvm/tests/machine", "examples"])
 def test_in_a_guest(kvm_guest, passes_in, what):
     static_program(ROOT / "tests/guests/programs/edu_sysfs.c", flags=["-Wconversion", "-Werror"])  # into the cache
-    passes_in(kvm_guest, what, "-q", "-m", "kvm and not guest", "--timeout", "400", folder=ROOT)
+    passes_in(kvm_guest, what, "-m", "kvm and not guest", "--timeout", "200", folder=ROOT, silence=300)

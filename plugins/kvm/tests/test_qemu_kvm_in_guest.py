@@ -15,6 +15,6 @@ def test_in_a_guest(kvm_guest, passes_in):
     static_program(ROOT / "plugins/kvm/tests/native/stores.c", flags=["-pthread"])  # into the cache
     # Three processors are translated one in the other: what takes a moment elsewhere may take a minute here.
     environment = {"UMDEV_TEST_ACCEL": "kvm", "UMDEV_PROTECTOR_PATIENCE": "600"}
-    options = ("-q", "-k", TEST, "--timeout", "700")
+    options = ("-k", TEST, "--timeout", "400")
     file = "plugins/kvm/tests/test_qemu_protect.py"
-    passes_in(kvm_guest, file, *options, folder=ROOT, environment=environment, timeout=750)
+    passes_in(kvm_guest, file, *options, folder=ROOT, environment=environment, silence=450)

@@ -14,4 +14,4 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("what", ["plugins/xen/tests/dom0", "examples"])
 def test_in_dom0(xen_guest, passes_in, what):
     static_program(ROOT / "plugins/xen/tests/programs/serial_irq.c")  # into the cache: dom0 can't write there
-    passes_in(xen_guest, what, "-q", "-m", "xen and not guest", "--timeout", "300", folder=ROOT)
+    passes_in(xen_guest, what, "-m", "xen and not guest", "--timeout", "200", folder=ROOT, silence=300)

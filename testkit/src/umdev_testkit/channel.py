@@ -20,8 +20,9 @@ _HELLO = b"umdev-guest "
 class Channel:
     """Runs one thing at a time in the guest. Not for use by several threads at once.
 
-    Every wait ends: with `TimeoutError` at its deadline, with `EOFError` when QEMU has gone. After either the guest may
-    be in the middle of something, and the channel is of no further use.
+    Every wait ends: with `TimeoutError` at its deadline, or when nothing came for as long as it may be silent, with
+    `EOFError` when QEMU has gone. After either the guest may be in the middle of something, and the channel is of no
+    further use.
     """
 
     def __init__(self, connection: socket.socket, log: Path) -> None:
@@ -45,12 +46,12 @@ class Channel:
         self._received[:] = rest
         return verdict.decode()
 
-    def run(self, script: bytes, timeout: float) -> tuple[int, bytes]:
+    def run(self, script: bytes, timeout: float, silence: float | None = None) -> tuple[int, bytes]:
         """Run a shell script; return its exit status and all that it printed, byte for byte."""
         nonce = secrets.token_hex(16)
         deadline = time.monotonic() + timeout
         self._send(f"run {nonce} {len(script)}\n".encode() + script, deadline)
-        return self._answer(nonce, deadline)
+        return self._answer(nonce, deadline, silence)
 
     def append(self, path: str, content: bytes, timeout: float) -> int:
         """Append bytes to a file of the guest; return 0, or the status of what failed."""
@@ -71,7 +72,7 @@ class Channel:
         """Return what the unfinished script has printed so far."""
         return bytes(self._received)
 
-    def _answer(self, nonce: str, deadline: float) -> tuple[int, bytes]:
+    def _answer(self, nonce: str, deadline: float, silence: float | None = None) -> tuple[int, bytes]:
         marker = f"\n{nonce} ".encode()
         seen = 0
 
@@ -81,15 +82,15 @@ class Channel:
             seen = len(self._received)
             return at >= 0 and b"\n" in self._received[at + len(marker) :]
 
-        self._until(complete, deadline)
+        self._until(complete, deadline, silence)
         output, _, rest = bytes(self._received).partition(marker)
         status, _, rest = rest.partition(b"\n")
         self._received[:] = rest
         return int(status), output
 
-    def _until(self, complete: Callable[[], bool], deadline: float) -> None:
+    def _until(self, complete: Callable[[], bool], deadline: float, silence: float | None = None) -> None:
         while not complete():
-            self._limit(deadline)
+            self._limit(deadline, silence)
             data = self._connection.recv(1 << 16)
             if not data:
                 raise EOFError("QEMU has closed the command port")
@@ -103,8 +104,8 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise EOFError("QEMU has closed the command port") from error
 
-    def _limit(self, deadline: float) -> None:
+    def _limit(self, deadline: float, silence: float | None = None) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the guest has not answered in time")
-        self._connection.settimeout(left)
+        self._connection.settimeout(left if silence is None else min(left, silence))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from umdev_testkit.guest import Guest, GuestConfig, GuestRun, run_guest
 from umdev_testkit.host_root import AGAIN
+from umdev_testkit.verdicts import passed, unfinished
 
 if TYPE_CHECKING:
     import os
@@ -43,21 +43,24 @@ class RunOptions(TypedDict, total=False):
 
     folder: Path | None
     timeout: float | None
+    silence: float | None
     environment: Mapping[str, str] | None
+    tries: int
 
 
-def pass_in(guest: HostRootGuest, arguments: Sequence[str], options: RunOptions) -> str:
-    """Run pytest in the guest; the tests that needed a second run, separated by spaces, or "all".
+def pass_in(guest: HostRootGuest, arguments: Sequence[str], options: RunOptions) -> list[str]:
+    """Run pytest in the guest, thrice at most unless told otherwise; names of the tests that needed more than one run.
 
-    Raises: AssertionError with pytest's output when a test fails twice or is skipped, or none runs.
+    Raises: AssertionError with pytest's output when a test fails each time or is skipped, or none runs.
     """
-    done = guest.pytest(*arguments, "-ra", again=True, **options)
+    with_tries: RunOptions = {"tries": 3, **options}
+    done = guest.pytest(*arguments, "-ra", **with_tries)
     output = done.output.decode(errors="replace")
     assert done.status == 0, output
-    first, again, _ = output.partition(AGAIN.decode())
-    assert re.search(r"\d+ passed", output), output
+    assert passed(output), output
     assert "SKIPPED" not in output, output
-    return " ".join(re.findall(r"^(?:FAILED|ERROR) (\S+)", first, re.MULTILINE)) or ("all" if again else "")
+    *earlier, _ = output.split(AGAIN.decode())
+    return [name for run in earlier for name in unfinished(run)]
 
 
 class LinuxGuests:

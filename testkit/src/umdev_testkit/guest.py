@@ -223,15 +223,17 @@ class Guest:
             raise self.script_failed(done.status, output)
         return output
 
-    def execute(self, script: str, *, timeout: float | None = None) -> Completed:
+    def execute(self, script: str, *, timeout: float | None = None, silence: float | None = None) -> Completed:
         """Run a shell script in the guest and return its exit status and output, byte for byte.
 
+        `silence`: seconds without output after which it counts as hung.
+
         Raises:
-            GuestTimedOut: as for `run`.
+            GuestTimedOut: as for `run`, or it hung.
             GuestDied: QEMU ended.
         """
         with self._waiting("a command"):
-            return Completed(*self._open_channel().run(script.encode(), self._left(timeout)))
+            return Completed(*self._open_channel().run(script.encode(), self._left(timeout), silence))
 
     def read_file(self, path: str) -> bytes:
         """Return the content of a file of the guest, byte for byte.
@@ -366,20 +368,18 @@ class Guest:
         try:
             yield
         except TimeoutError as error:
-            partial = self._open_channel().partial_output().decode(errors="replace")
             self.kill()
-            raise GuestTimedOut(
-                f"{what} took too long; the guest was killed\n--- output so far\n{partial}\n{self.tail()}"
-            ) from error
+            raise GuestTimedOut(f"{what} took too long; the guest was killed\n{self._so_far()}") from error
         except (EOFError, OSError) as error:
             status = self._running().wait(_GRACE)
             if self._expired:
-                partial = self._open_channel().partial_output().decode(errors="replace")
-                raise GuestTimedOut(
-                    f"the guest's time limit of {self.config.timeout:g} s passed during {what}; it was killed\n"
-                    f"--- output so far\n{partial}\n{self.tail()}"
-                ) from error
-            raise GuestDied(f"QEMU ended with status {status} during {what}\n{self.tail()}") from error
+                limit = f"the guest's time limit of {self.config.timeout:g} s"
+                raise GuestTimedOut(f"{limit} passed during {what}; it was killed\n{self._so_far()}") from error
+            raise GuestDied(f"QEMU ended with status {status} during {what}\n{self._so_far()}") from error
+
+    def _so_far(self) -> str:
+        partial = self._open_channel().partial_output().decode(errors="replace")
+        return f"--- output so far\n{partial}\n{self.tail()}"
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -15,6 +15,8 @@ from umdev_testkit.bytecode import compile_packages
 from umdev_testkit.cache import cache_folder
 from umdev_testkit.errors import GuestDied, GuestTimedOut
 from umdev_testkit.guest import Completed, Guest
+from umdev_testkit.leave_out import LEAVE_OUT
+from umdev_testkit.verdicts import VERBOSE, passed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,12 +41,10 @@ mkdir -p {ROOT}
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=1048576,cache=loose hostroot {ROOT}
 for folder in dev proc sys run; do mount --rbind /$folder {ROOT}/$folder; done
 """
-AGAIN = b"--- the tests that failed, once more"
-"""Stands between the output of the first run and of the second."""
-_CACHE = "/run/pytest-cache"
-_FAILED = f"{_CACHE}/v/cache/lastfailed"
-"""Where pytest notes which tests have failed."""
-_TESTS_FAILED = 1  # pytest's exit status
+AGAIN = b"--- the tests that have not passed, once more"
+"""Stands between the output of one run and of the next."""
+_LEAVE_OUT = "/run/passed-tests"
+_TESTS_FAILED, _NO_TESTS = 1, 5  # pytest's exit status
 _ENVIRONMENT = {
     "HOME": "/run",
     "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
@@ -93,20 +93,23 @@ class HostRootGuest:
         *command: str,
         folder: Path | None = None,
         timeout: float | None = None,
+        silence: float | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a program of this machine in the guest, in `folder` (the current one unless given).
 
-        `environment`: more variables than those that a program always gets there.
+        `silence`: seconds without output after which it counts as hung. `environment`: more variables than those that a
+        program always gets there.
 
         Raises:
-            GuestTimedOut: it took longer than `timeout` seconds, or the guest's own time is over.
+            GuestTimedOut: it hung, or took longer than `timeout` seconds, or the guest's own time is over.
             GuestDied: QEMU ended.
         """
         variables = {**self._environment, "UMDEV_CACHE": str(cache_folder()), **(environment or {})}
         words = [f"{name}={value}" for name, value in variables.items()]
         inner = f"cd {shlex.quote(str(folder or Path.cwd()))} && exec env -i {shlex.join(words)} {shlex.join(command)}"
-        return self.guest.execute(f"exec chroot {ROOT} /bin/sh -c {shlex.quote(inner)}", timeout=timeout)
+        script = f"exec chroot {ROOT} /bin/sh -c {shlex.quote(inner)}"
+        return self.guest.execute(script, timeout=timeout, silence=silence)
 
     def python(self, *arguments: str, folder: Path | None = None, timeout: float | None = None) -> Completed:
         """Run this very interpreter in the guest. Raises: as `execute`."""
@@ -117,40 +120,47 @@ class HostRootGuest:
         *arguments: str,
         folder: Path | None = None,
         timeout: float | None = None,
+        silence: float | None = None,
         environment: Mapping[str, str] | None = None,
-        again: bool = False,
+        tries: int = 1,
     ) -> Completed:
         """Run pytest in the guest, on files of this machine; its cache and temporary files stay in the guest.
 
-        `again`: tests that fail are run once more, by themselves, in a guest that is booted anew; all of them, when the
-        guest died or took longer than `timeout`. The status is that of the second run; the output has both, the first
-        one first. For tests that need the guest's KVM or Xen: QEMU's translation of AMD's virtualization extensions
-        (7.2 and 11.1 were tried) gives a guest's guest its host's RIP, RSP, RAX and CR3 about twice in a million exits,
-        and it goes astray. docs/explanation/decisions has the figures.
+        `tries`: what has not passed, because it failed, or the guest died, hung (`silence`) or took longer than
+        `timeout`, is run again up to so many times in all, each time in a guest that is booted anew. The status is that
+        of the last run; the output has them all, in order, with `AGAIN` between. For tests that need the guest's KVM or
+        Xen: QEMU's translation of AMD's virtualization extensions (7.2 and 11.1 were tried) gives a guest's guest its
+        host's RIP, RSP, RAX and CR3 about twice in a million exits, and it goes astray. docs/explanation/decisions has
+        the figures.
 
-        Raises: as `execute`; with `again` as `__enter__`, too.
+        Raises: as `execute` in the last try; with `tries` as `__enter__`, too.
         """
-        options = ("-o", f"cache_dir={_CACHE}", "--basetemp=/run/pytest", "--color=no", *arguments)
-        command = (sys.executable, "-m", "pytest", *options)
-        failed = None
-        try:
-            done = self.execute(*command, folder=folder, timeout=timeout, environment=environment)
-            if not again or done.status != _TESTS_FAILED:
-                return done
-            first = done.output
-            failed = self.guest.read_file(_FAILED)
-        except (GuestDied, GuestTimedOut) as error:
-            if not again:
-                raise
-            first = str(error).encode()
-        self.guest.close()
-        self.guest = Guest(self.guest.config, self.guest.folder.with_name(f"{self.guest.folder.name}-again"))
-        self._start()
-        if failed is not None:
-            self.guest.write_file(_FAILED, failed)
-            command = (*command, "--last-failed")
-        second = self.execute(*command, folder=folder, timeout=timeout, environment=environment)
-        return Completed(second.status, b"\n".join((first, AGAIN, second.output)))
+        options = ["-o", "cache_dir=/run/pytest-cache", "--basetemp=/run/pytest", "--color=no"]
+        if tries > 1:
+            options += [*VERBOSE, "-p", "umdev_testkit.leave_out"]
+        command = (sys.executable, "-m", "pytest", *options, *arguments)
+        variables = {LEAVE_OUT: _LEAVE_OUT, **(environment or {})}
+        output = b""
+        while True:
+            tries -= 1
+            try:
+                done = self.execute(*command, folder=folder, timeout=timeout, silence=silence, environment=variables)
+            except (GuestDied, GuestTimedOut) as error:
+                if tries < 1:
+                    raise
+                output += str(error).encode()
+            else:
+                before, output = output, output + done.output
+                if done.status == _NO_TESTS and before:  # all had passed, and then their guest hung
+                    return Completed(0, output)
+                if tries < 1 or done.status != _TESTS_FAILED:
+                    return Completed(done.status, output)
+            output += b"\n" + AGAIN + b"\n"
+            self.guest.close()
+            self.guest = Guest(self.guest.config, self.guest.folder.with_name(f"{self.guest.folder.name}-again"))
+            self._start()
+            names = passed(output.decode(errors="replace"))
+            self.guest.write_file(_LEAVE_OUT, "".join(f"{name}\n" for name in names).encode())
 
     def _start(self) -> None:
         self.guest.start()
