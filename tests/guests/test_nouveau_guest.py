@@ -18,7 +18,7 @@ TROUBLE = r"using CPU for buffer copies|failed to create|timeout|BUG:|WARNING:|O
 COPIED = {"copies": str(COPIES), "failed": "0", "waited": "0", "wrong": "0"}
 MOVED = {"failed": "0", "first": "4", "there": "2", "back": "4", "wrong-there": "0", "wrong-back": "0"}
 """Domains: 2 is video memory, 4 the system's."""
-FAULTED = {"first": "0", "waited": "0", "killed": "1", "untouched": "1"}
+FAULTED = {"taken": "1", "waited": "0", "killed": "1", "untouched": "1"}
 
 
 @pytest.fixture(params=TYPES)
