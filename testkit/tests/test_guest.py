@@ -192,6 +192,16 @@ def test_memory_is_shared_or_not(linux_guest, shared):
         assert bool(mapped) == shared
 
 
+def test_all_threads_on_one_processor(linux_guest):
+    ours = os.sched_getaffinity(0)
+    with linux_guest.start(one_processor=True, cpus=2) as guest:
+        threads = [int(path.name) for path in Path(f"/proc/{guest.pid}/task").iterdir()]
+        assert len(threads) > 2
+        (shared,) = {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+        assert len(shared) == 1
+    assert os.sched_getaffinity(0) == ours
+
+
 def test_waiting_for_the_console(linux_guest):
     with linux_guest.start(append="loglevel=7") as guest:
         guest.wait_for("Linux version")

@@ -36,6 +36,7 @@ class GuestOptions(TypedDict, total=False):
     qemu_args: Sequence[str]
     shared_memory: bool
     environment: Mapping[str, str]
+    one_processor: bool
 
 
 class RunOptions(TypedDict, total=False):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -56,6 +57,7 @@ class GuestConfig:
         qemu_args: more arguments for QEMU.
         shared_memory: whether the memory is a memfd that vfio-user servers may map; else they send messages for it.
         environment: variables for QEMU's process ("LD_PRELOAD").
+        one_processor: whether QEMU's threads share one of the host's processors, so that no two run at the same time.
     """
 
     devices: Sequence[str | os.PathLike[str]] = ()
@@ -72,6 +74,7 @@ class GuestConfig:
     qemu_args: Sequence[str] = ()
     shared_memory: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
+    one_processor: bool = False
 
     def program(self) -> qemu.Qemu:
         """Return the QEMU to start. Raises: as `qemu.find`."""
@@ -333,7 +336,8 @@ class Guest:
         (self.folder / "command.json").write_text(json.dumps(command, indent=1))
         self._channel = Channel(ours[0], self.folder / "commands.log")
         self._monitor_socket = ours[1]
-        with (self.folder / "qemu.log").open("wb") as log, theirs[0], theirs[1]:
+        where = _one_processor() if self.config.one_processor else nullcontext()
+        with (self.folder / "qemu.log").open("wb") as log, theirs[0], theirs[1], where:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(agent, monitor),
                 env=os.environ | dict(program.environment) | dict(self.config.environment),
@@ -419,6 +423,17 @@ def run_guest(config: GuestConfig, script: str, folder: Path, *, check: bool = T
         if check and run.status:
             raise guest.script_failed(run.status, run.output)
         return run
+
+
+@contextmanager
+def _one_processor() -> Iterator[None]:
+    """What this thread starts meanwhile has one processor, for good."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {random.choice(sorted(allowed))})  # noqa: S311 - beds side by side shall spread
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _text(path: Path) -> str:

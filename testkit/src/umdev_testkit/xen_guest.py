@@ -88,6 +88,9 @@ class XenGuest(HostRootGuest):
             cpu="qemu64,+svm,+npt",
             qemu_args=SHARE,
             shared_memory=False,
+            # VMRUN adds to the pending interrupts without QEMU's lock (7.2: helper_vmrun), so another thread's is lost
+            # if both write at once. Where that was the timer's, Xen stands still.
+            one_processor=True,
         )
         super().__init__(config, folder, _ENVIRONMENT)
 
