@@ -109,7 +109,10 @@ class TestAddons:
         assert umdev.out("hello", "you") == "hello you\n"
         assert umdev.out("hello", "--loud", "you") == "HELLO you\n"
         assert "--loud" in umdev.out("hello", "--help")
-        assert umdev.out("hello", "--loud", "x", "--help").startswith("Usage: umdev hello ")
+        told = umdev.out("hello", "--loud", "--help")  # as help says
+        assert told.startswith("Usage: umdev hello ")
+        assert "--loud TEXT" in told
+        assert umdev.out("hello", "--loud", "x", "-h") == told
         assert "hello.loud" not in umdev.out("--help")
 
     def test_a_variant_without_the_plain_command(self, umdev: Umdev) -> None:

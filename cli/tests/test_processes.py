@@ -57,6 +57,19 @@ def test_start_list_show_stop(toys: Umdev) -> None:
     assert (toys.left(), toys.processes(), toys.out("list")) == ([], [], "")
 
 
+def test_start_by_a_word(toys: Umdev) -> None:
+    tap = ("--bus", "tap")
+    first, argument = toys.out("start", "toy", *tap).splitlines()
+    assert f"{first}.sock" in argument
+    assert toys.out("start", "toys/toy", "-u", A, *tap) == f"-device 'tap,path={toys.runtime}/{A}.sock'\n"
+    toys("define", "-u", B, "-p", "box", "-t", "toy-in-box")
+    assert toys.out("start", B.upper(), *tap) == f"-device 'tap,path={toys.runtime}/{B}.sock'\n"
+    assert {line.split()[0] for line in toys.out("list").splitlines()} == {first, A, B}
+    assert "leave out --uuid" in toys.fails(2, "start", A, "-u", B)
+    assert "leave out --type" in toys.fails(2, "start", "toy", "-t", "toy")
+    assert toys.fails(3, "start", "robot").startswith("NotFound: no parent offers a type 'robot'")
+
+
 def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:
     first, argument = toys.out("start", *TOY).splitlines()
     assert str(uuid.UUID(first)) == first
@@ -354,6 +367,12 @@ class TestServe:
 
     def test_path_and_descriptor(self, toys: Umdev) -> None:
         assert "exclude each other" in toys.fails(2, "serve", "toy", "--socket-path", "x", "--fd", "3")
+
+    @pytest.mark.parametrize("descriptor", ["3", "5", "7", "99"])
+    def test_a_descriptor_that_is_not_open(self, toys: Umdev, descriptor: str) -> None:
+        said = toys.fails(2, "serve", "toy", "--fd", descriptor, "--bus", "tap")
+        assert said.startswith(f"InvalidArgument: --fd {descriptor} is not open")
+        assert toys.left() == []
 
 
 def test_over_vfio_user(toys: Umdev) -> None:

@@ -85,6 +85,8 @@ class Variants(click.Command):
         given = {argument.partition("=")[0] for argument in args}
         for variant in self._variants:
             if f"--{variant}" in given:
+                if not given.isdisjoint(("-h", "--help")):  # else help would be taken for the option's value
+                    args = ["--help"]
                 return _load_one(f"{self.name}.{variant}").make_context(info_name, args, parent, **extra)
         flags = " or ".join(f"--{variant}" for variant in self._variants)
         if self._plain is None:

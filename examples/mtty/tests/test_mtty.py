@@ -9,6 +9,7 @@ import time
 import pytest
 from umdev.device import InvalidArgument, NoInstanceLeft
 from umdev_mtty import Mtty1, Mtty2, parent
+from umdev_mtty.port import OUTGOING_LIMIT
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 DLAB, RTS, DTR, OUT2, LOOP = 0x80, 0x02, 0x01, 0x08, 0x10
@@ -106,6 +107,23 @@ def test_bytes_pass_both_ways_on_both_ports_at_once(card, device):
     finally:
         for host in hosts:
             os.close(host)
+
+
+def test_a_driver_that_does_not_look_loses_bytes_and_costs_no_memory(card, device):
+    port = card.bars[0]
+    start(port)
+    with device.locked():  # so the thread can take nothing meanwhile
+        for number in range(3 * OUTGOING_LIMIT):
+            device.uarts[0].push(number & 0xFF)
+        assert not device.uarts[0].line_status.transmit_empty
+    assert device.query("lost") == [2 * OUTGOING_LIMIT, 0]
+    host = os.open(device.query("terminals")[0], os.O_RDWR | os.O_NOCTTY)
+    try:
+        sent = bytes(number & 0xFF for number in range(OUTGOING_LIMIT))
+        assert read_exactly(host, len(sent)) == sent
+        until(lambda: port.read8(LSR) & 0x60 == 0x60)
+    finally:
+        os.close(host)
 
 
 def test_a_cleared_fifo_fills_again(card, device):

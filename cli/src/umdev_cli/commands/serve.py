@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 from umdev import runtime
-from umdev.errors import Conflict
-from umdev.plugins import offering
+from umdev.errors import Conflict, InvalidArgument
 
 from umdev_cli import bus_options, control, host, hosts, options, parents, vmm
-from umdev_cli.definitions import Definition, Definitions, Named
-from umdev_cli.identity import is_uuid, new_uuid
+from umdev_cli.meant import by_word
 
 
 @click.command(cls=bus_options.BusCommand)
@@ -42,8 +41,10 @@ def command(
     """
     if socket_path is not None and fd is not None:
         raise click.UsageError("--socket-path and --fd exclude each other")
+    if fd is not None:
+        _check_open(fd)
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
-    named = _resolve(device, parent, uuid)
+    named = by_word(device, parent, uuid)
     owner = parents.check(named.parent, named.definition)
     directory = runtime.runtime_directory()
     hosts.tidy(directory)
@@ -64,10 +65,9 @@ def command(
         serving.run()
 
 
-def _resolve(device: str, parent: str | None, uuid: str | None) -> Named:
-    if is_uuid(device):
-        return Definitions().one(device.lower(), parent)
-    if parent is None:
-        owner, device = offering(device)
-        parent = owner.name
-    return Named(uuid or new_uuid(), parent, Definition(device))
+def _check_open(descriptor: int) -> None:
+    """Before anything else is opened, which would have the number. Raises: InvalidArgument."""
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        raise InvalidArgument(f"--fd {descriptor} is not open: who starts umdev must hand it down") from error

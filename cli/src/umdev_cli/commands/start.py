@@ -9,11 +9,11 @@ import click
 from umdev.errors import Conflict
 
 from umdev_cli import bus_options, control, hosts, launch, options, output, parents, vmm
-from umdev_cli.definitions import Definition, Definitions, Named, read
-from umdev_cli.identity import new_uuid
+from umdev_cli.meant import by_options, by_word
 
 
 @click.command(cls=bus_options.BusCommand)
+@click.argument("device", metavar="[TYPE_OR_UUID]", required=False)
 @options.uuid("UUID of the device: a defined one, or one for a new device.")
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
@@ -24,6 +24,7 @@ from umdev_cli.identity import new_uuid
 @options.force
 def command(
     *,
+    device: str | None,
     uuid: str | None,
     parent: str | None,
     type_: str | None,
@@ -36,13 +37,19 @@ def command(
 ) -> None:
     """Start a device in a process of its own, and print what QEMU needs to attach it.
 
-    The UUID of a defined device is enough. With --parent and --type, or --jsonfile, a device that is not defined is
-    started; its UUID is printed if none was given. Devices of a parent that share state share one process.
+    A defined device is named by its UUID; a new one by its type, as PARENT/TYPE where several parents offer it, or by
+    mdevctl's options --parent with --type or --jsonfile. A new one's UUID is printed if none was given. Devices of a
+    parent that share state share one process.
 
     QEMU must share its guest memory: -object memory-backend-memfd,id=ram,size=2G,share=on -machine memory-backend=ram
     """
     del force
-    named = resolve(uuid, parent, type_, jsonfile)
+    if device is None:
+        named = by_options(uuid, parent, type_, jsonfile)
+    elif type_ is None and jsonfile is None:
+        named = by_word(device, parent, uuid)
+    else:
+        raise click.UsageError(f"{device} says which device, so leave out --type and --jsonfile")
     if (claimed := hosts.running().get(named.uuid)) is not None:
         raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
     owner = parents.check(named.parent, named.definition)
@@ -56,7 +63,7 @@ def command(
         shown = ("uuid", "parent", "type", "pid", "socket", "device", "environment", "log")
         output.dump_json({name: described[name] for name in shown})
         return
-    if uuid is None:
+    if named.uuid not in (uuid, device and device.lower()):
         click.echo(named.uuid)
     if described["device"] is not None:
         click.echo(f"-device '{described['device']}'")
@@ -68,25 +75,3 @@ def command(
 def absolute(path: str | None) -> str | None:
     """A path that still holds when the host process has left the current folder."""
     return None if path is None else str(Path(path).absolute())
-
-
-def resolve(uuid: str | None, parent: str | None, type_: str | None, jsonfile: Path | None) -> Named:
-    """The device that the options mean, as mdevctl reads them. Raises: UsageError, NotFound, Conflict."""
-    if uuid is None and parent is None:
-        raise click.UsageError("say which device: --uuid or --parent")
-    if jsonfile is not None:
-        if type_ is not None:
-            raise click.UsageError("--jsonfile excludes --type")
-        if parent is None:
-            raise click.UsageError("--jsonfile needs --parent")
-        return Named(uuid or new_uuid(), parent, read(jsonfile))
-    if uuid is not None and Definitions().all(uuid, parent):
-        named = Definitions().one(uuid, parent)
-        if type_ not in (None, named.definition.mdev_type):
-            raise Conflict(f"{uuid} is defined for {named.parent} with type {named.definition.mdev_type}, not {type_}")
-        return named
-    if parent is None or type_ is None:
-        if uuid is not None and parent is None and type_ is None:
-            return Definitions().one(uuid)
-        raise click.UsageError("a device that is not defined needs --parent and --type")
-    return Named(uuid or new_uuid(), parent, Definition(type_))

@@ -45,6 +45,11 @@ class Card(Device):
         """Where each port is connected on the host."""
         return [port.path for port in self.ports]
 
+    @query
+    def lost(self) -> list[int]:
+        """Bytes of each port that a driver wrote while the transmitter was busy."""
+        return [port.lost for port in self.ports]
+
 
 class Mtty1(Card):
     """A single-port card."""

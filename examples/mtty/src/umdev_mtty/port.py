@@ -42,8 +42,8 @@ class HostPort:
     """Moves bytes between a descriptor and a UART, in a thread of its own.
 
     `where` is "pty" or "unix:PATH". `path` is what a person opens: the terminal's name, or the socket.
-    Bytes are never dropped: what the guest can't take yet stays in the host's buffers, and the other way round the
-    transmitter stays busy.
+    What the guest can't take yet stays in the host's buffers; the other way round the transmitter stays busy. A driver
+    that writes to a busy transmitter loses the byte, as on hardware; `lost` counts them.
     """
 
     def __init__(self, where: str, uart: Receiver, lock: Callable[[], AbstractContextManager[object]]) -> None:
@@ -51,6 +51,7 @@ class HostPort:
         self._uart = uart
         self._lock = lock
         self._outgoing = bytearray()
+        self.lost = 0
         self._listener: socket.socket | None = None
         self._peer: socket.socket | None = None
         self._terminal: int | None = None
@@ -84,6 +85,9 @@ class HostPort:
 
     def send(self, byte: int) -> bool:
         """Queue a byte of the guest; False when the queue is full now. Device lock held; never blocks."""
+        if len(self._outgoing) == OUTGOING_LIMIT:
+            self.lost += 1
+            return False
         self._outgoing.append(byte)
         if len(self._outgoing) == 1:  # else the thread has been told, and takes all that is there
             self.wake()

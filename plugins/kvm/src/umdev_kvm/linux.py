@@ -37,7 +37,7 @@ class _Image:
     def parse(cls, image: bytes) -> _Image:
         """Raises: InvalidArgument."""
         if len(image) < 0x268 or image[0x202:0x206] != b"HdrS":
-            raise InvalidArgument("this is no bzImage: the header HdrS is missing")
+            raise InvalidArgument("the kernel is no bzImage: the header HdrS is missing")
         version = struct.unpack_from("<H", image, 0x206)[0]
         if version < _OLDEST or not image[0x211] & 1:
             raise InvalidArgument(f"boot protocol {version >> 8}.{version & 0xFF:02} is too old: 2.12, loaded high")
