@@ -1,6 +1,8 @@
 """`umdev demo`: each service is proven, and a proof that fails is seen to fail."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from umdev.loopback import bus as loopback
@@ -19,6 +21,18 @@ def test_all_seven_services_are_proven(arguments, capsys):
     assert all(proof["ok"] for proof in proofs), proofs
     assert all(set(proof) == {"service", "bus", "mechanism", "proof", "ok"} for proof in proofs)
     assert all(proof["mechanism"] != "none" for proof in proofs)
+
+
+def test_it_needs_no_network():
+    unshare = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here: user namespaces are off; run as root")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-m", "umdev_cli.main", "demo", "--json"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(proof["ok"] for proof in json.loads(done.stdout))
 
 
 def test_people_get_a_table(capsys):

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,6 +38,7 @@ __all__ = ["Host", "Spec", "main"]
 
 _log = logging.getLogger("umdev.host")
 _REQUEST_SECONDS = 10.0
+_PARTING_SECONDS = 1.0  # who asked for the end gets the answer
 
 
 class Spec(msgspec.Struct):
@@ -84,20 +86,23 @@ class _Served:
 class Host:
     """Devices of one parent on one bus, with the control socket for them. Use as a context manager."""
 
-    def __init__(self, runtime: Path, folder: Path, lock: int, parent: Parent, bus: str) -> None:
-        """Owns `folder` and `lock`, as `hosts.claim_folder` gave them.
+    def __init__(self, runtime: Path, folder: Path, lock: int, parent: Parent, bus: str, *, driver: Any = None) -> None:
+        """Owns `folder` and `lock`, as `hosts.claim_folder` gave them. `driver` serves, if given, in place of the bus.
 
         Raises: NotFound, PluginConflict, PluginError for the bus; NotSupported when it can't serve other processes.
         """
         self._runtime, self._folder, self._lock, self._parent = runtime, folder, lock, parent
         self._bus_name = bus
-        self._bus = plugins().load_bus(bus)
+        self._bus = driver or plugins().load_bus(bus)
         if not hasattr(self._bus, "serve"):
             raise NotSupported(f"the bus {bus} works inside one process only; vfio-user can serve others")
-        self._hypervisor, self._setup = vmm.prepare(bus)
+        self._hypervisor, self._setup = (None, None) if driver else vmm.prepare(bus)
         self._served: dict[str, _Served] = {}
+        self._talks: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._tracing = Tracing()
         self._guard = threading.RLock()
+        self._stopping = threading.Lock()
+        """Held while a device ends that somebody has asked to stop."""
         self._closing = False
         """No device is taken any more."""
         self._over = False
@@ -143,14 +148,20 @@ class Host:
             _log.info("%s: served on %s %s", device, self._bus_name, where)
             return self.show(request.uuid)
 
+    def device(self, uuid: str) -> Device:
+        """Raises: NotFound."""
+        with self._guard:
+            return self._find(uuid).device
+
     def stop(self, uuid: str) -> bool:
         """End a device; True if it was the last one. Raises: NotFound."""
-        with self._guard:
-            served = self._find(uuid)
-            del self._served[uuid]
-            last = not self._served
-            self._closing = self._closing or last
-        served.close()
+        with self._stopping:
+            with self._guard:
+                served = self._find(uuid)
+                del self._served[uuid]
+                last = not self._served
+                self._closing = self._closing or last
+            served.close()
         _log.info("%s: stopped", uuid)
         return last
 
@@ -198,7 +209,9 @@ class Host:
             ready = {descriptor for descriptor, _ in poll.poll()}
             if self._listener.fileno() in ready and not self._over:
                 connection, _ = self._listener.accept()
-                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+                talk = threading.Thread(target=self._converse, args=(connection,), daemon=True)
+                self._talks.add(talk)
+                talk.start()
 
     def close(self) -> None:
         """End every device and remove what this process has in the runtime directory. May be called twice."""
@@ -208,12 +221,15 @@ class Host:
             self._served.clear()
         if self._lock == -1:
             return
-        for served in left:
-            try:
-                served.close()
-            except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
-                _log.exception("%s: did not end cleanly", served.device)
+        with self._stopping:
+            for served in left:
+                try:
+                    served.close()
+                except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
+                    _log.exception("%s: did not end cleanly", served.device)
         self._tracing.wait()
+        for talk in self._talks - {threading.current_thread()}:
+            talk.join(_PARTING_SECONDS)
         self._listener.close()
         if self._setup is not None:
             self._setup.close()
@@ -305,13 +321,13 @@ def main() -> int:
     return Exit.OK
 
 
-def open_host(directory: Path, folder: Path, lock: int, parent: str, bus: str) -> Host:
+def open_host(directory: Path, folder: Path, lock: int, parent: str, bus: str, driver: Any = None) -> Host:
     """A host in a claimed folder, which is removed if that fails.
 
     Raises: as `Host`; NotFound, PluginConflict, PluginError for the parent.
     """
     try:
-        return Host(directory, folder, lock, plugins().load_parent(parent), bus)
+        return Host(directory, folder, lock, plugins().load_parent(parent), bus, driver=driver)
     except BaseException:
         hosts.release_folder(directory, folder, lock)
         raise

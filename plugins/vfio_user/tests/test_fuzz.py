@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ATTACK = Path(__file__).parent / "fuzz" / "attack.py"
-MESSAGES = 20_000
+MESSAGES = 170_000  # six environments of a tox run come here: a million in all
 PATIENCE = 10.0  # seconds to an answer: here only a wedge counts, for the machine may be busy
 
 

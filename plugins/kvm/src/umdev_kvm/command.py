@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from umdev.plugins import offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,28 +48,37 @@ def command(
 ) -> int:
     """Boot a Linux kernel in a KVM machine with devices in its PCI slots.
 
-    DEVICE is a device type, as PARENT/TYPE where several parents offer it. The serial port is this terminal; Ctrl-]
-    ends the machine. The exit code is 0 when the guest powers off or writes 0 to the exit port (0xF4), what it writes
-    there otherwise, 124 when the time is over.
+    DEVICE is a device type, as PARENT/TYPE where several parents offer it, or the UUID of a defined device; umdev list,
+    show and trace reach it. The serial port is this terminal; Ctrl-] ends the machine, and so does umdev stop. The exit
+    code is 0 when the guest powers off or writes 0 to the exit port (0xF4), what it writes there otherwise, 124 when
+    the time is over.
     """
+    from umdev_cli.hosted import hosted
+
     from .linux import boot_linux
     from .machine import Machine
     from .outcome import OutcomeKind
 
+    machines: list[Machine] = []
+
+    def end() -> None:
+        for each in machines:
+            each.stop()
+
     with ExitStack() as stack:
-        offers = [offering(name) for name in devices]
-        made = [stack.enter_context(parent.create(type_id)) for parent, type_id in offers]
+        made = stack.enter_context(hosted(devices, "kvm", end))
         machine = stack.enter_context(Machine(memory=memory << 20, vcpus=cpus, console=1))
+        machines.append(machine)
         for device in made:
             slot = machine.plug(device)
             click.echo(f"0000:00:{slot:02x}.0 {device}", err=True)
         boot_linux(machine, Path(kernel).read_bytes(), Path(initrd).read_bytes() if initrd else b"", append)
-        end = time.monotonic() + (limit or _FOREVER)
+        deadline = time.monotonic() + (limit or _FOREVER)
         with _terminal(machine):
-            outcome = machine.run(end - time.monotonic())
+            outcome = machine.run(deadline - time.monotonic())
             while outcome.kind is OutcomeKind.RESET and reboot:
                 machine.reset()
-                outcome = machine.run(max(0.0, end - time.monotonic()))
+                outcome = machine.run(max(0.0, deadline - time.monotonic()))
     click.echo(f"the machine ended: {outcome}", err=True)
     if outcome.kind is OutcomeKind.TIME_LIMIT:
         return _STATUS_TIME_LIMIT
