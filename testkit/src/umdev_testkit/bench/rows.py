@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from umdev.errors import NotFound
 
-from . import kvm, memory, messages, nvidia, protect, softgpu, xen
+from . import intel, kvm, memory, messages, nvidia, protect, softgpu, xen
 from .measure import Row
 
 __all__ = ["ROWS", "select"]
@@ -25,6 +25,9 @@ ROWS = (
     Row("protect/track-scan", 1.2, protect.track_scan),
     Row("softgpu/fill", 2.0, softgpu.fill),
     Row("softgpu/copy", 2.0, softgpu.copy),
+    Row("intel-gvt/scan", 6.0, intel.scan),
+    Row("intel-gvt/ggtt", 1.0, intel.ggtt),
+    Row("intel-gvt/submit", 50.0, intel.submit),
     Row("nvidia/ce-copy", 2.0, nvidia.ce_copy),
     Row("nvidia/kick", 25.0, nvidia.kick),
     Row("xen/ioreq/c", 1.1, xen.ioreq_c, note="boots Xen in QEMU, which takes half a minute"),
