@@ -1,5 +1,4 @@
-"""Rows of the Intel GPU: the scan of commands, an update of the global table, and a submission from its port's last write
-to the interrupt.
+"""Rows of the Intel GPU: the scan of commands, an update of the global table, and a submission.
 
 A driver with no VM has one context on the blitter, whose ring, image and status page lie in its own memory, and
 submits one no-op after the other.
