@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[1] / "core"
-RUNTIME = subprocess.run(
-    ["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
-).stdout.strip()
 ITERATIONS = 400
 
 HAMMER = f"""
@@ -43,10 +40,19 @@ with Edu() as device, bus.open_function(device) as function:
 
 
 @pytest.fixture(scope="module")
-def instrumented(tmp_path_factory):
-    """A copy of the package whose `_native` is built with -fsanitize=thread."""
-    if not Path(RUNTIME).is_absolute():
+def runtime():
+    """The sanitizer's library, which must be loaded before Python."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc: install it to build with the sanitizer")
+    asked = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
+    if not Path(found := asked.stdout.strip()).is_absolute():
         pytest.skip("gcc has no libtsan: install libtsan2 (Debian) to run this")
+    return found
+
+
+@pytest.fixture(scope="module")
+def instrumented(tmp_path_factory, runtime):
+    """A copy of the package whose `_native` is built with -fsanitize=thread."""
     root = tmp_path_factory.mktemp("tsan")
     package = shutil.copytree(
         CORE / "src" / "umdev", root / "umdev", ignore=shutil.ignore_patterns("*.so", "__pycache__")
@@ -68,11 +74,11 @@ def instrumented(tmp_path_factory):
     return root
 
 
-def test_four_drivers_hammering_edu_lose_nothing_and_race_nowhere(instrumented):
+def test_four_drivers_hammering_edu_lose_nothing_and_race_nowhere(runtime, instrumented):
     paths = os.pathsep.join([str(instrumented), *(path for path in sys.path if path)])
     done = subprocess.run(
         [sys.executable, "-c", HAMMER],
-        env={**os.environ, "LD_PRELOAD": RUNTIME, "PYTHONPATH": paths, "TSAN_OPTIONS": "exitcode=66"},
+        env={**os.environ, "LD_PRELOAD": runtime, "PYTHONPATH": paths, "TSAN_OPTIONS": "exitcode=66"},
         capture_output=True,
         text=True,
         timeout=120,

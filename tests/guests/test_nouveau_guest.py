@@ -86,7 +86,7 @@ def test_work_comes_back_right(machine, kernel, facts):
     assert shown["refused"] == {}
 
 
-def test_a_fault_a_new_driver_and_a_reboot(machine, kernel, facts):
+def test_a_fault_a_new_driver_and_a_reboot(machine, kernel, facts, record_property):
     guest, uuid = machine
     assert facts(guest.run("nouveau_drm fault")) == FAULTED
     messages = guest.dmesg
@@ -97,7 +97,9 @@ def test_a_fault_a_new_driver_and_a_reboot(machine, kernel, facts):
     assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
     assert state(uuid)["refused"] == {}
 
-    print(guest.run("rmmod nouveau && dmesg -c >/dev/null && time insmod /umdev/modules/nouveau.ko"))
+    took = guest.run("rmmod nouveau && dmesg -c >/dev/null && time insmod /umdev/modules/nouveau.ko")
+    minutes, seconds = re.search(r"real\s+(\d+)m ?([\d.]+)s", took).groups()
+    record_property("insmod_seconds", 60 * int(minutes) + float(seconds))
     check_attached(guest, kernel, guest.run("dmesg"))
     assert facts(guest.run(f"nouveau_drm copies {COPIES}")) == COPIED
 

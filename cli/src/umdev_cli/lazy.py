@@ -31,6 +31,7 @@ BUILTIN: dict[str, str] = {
     "serve": "Serve a device in the foreground, as QEMU's conventions ask.",
     "plugins": "List installed plugins and whether they work.",
     "doctor": "Say what this host can do, and how to get the rest.",
+    "new": "Make a device model to begin with.",
     "demo": "Drive and prove the seven services on this machine.",
 }
 """Command -> what it does. Each is `command` in `umdev_cli.commands.NAME`, or in `umdev_cli.demo`."""
