@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from umdev.device import Clock, InvalidArgument, ManualClock, StateError
 
+from ._native import lib
 from .bells import Bells
 from .budget import UNLIMITED, Budget, Step
 from .client import FIRST_LOOK_NS, LAST_LOOK_NS, Client, Queue
@@ -31,6 +32,8 @@ UNITS_PER_MS = 4 << 20
 LEAST_STEP_NS = 1_000
 """What a step takes of a manual clock, however little it did: endless work must come to the end of the time."""
 PENDING_LIMIT = 65_536
+SLICE_NS = 10_000_000
+"""Longer than what Linux gives a thread (3 ms at most), so that whoever wakes goes before the engine's thread."""
 LONGEST_SLEEP_NS = 3600 * NANOSECONDS
 
 
@@ -255,6 +258,7 @@ class Scheduler:
             self._changed.acquire()
 
     def _serve(self) -> None:
+        lib.softgpu_thread_computes(SLICE_NS)  # a kernel that does not know it does without
         with self._changed:
             while not self._closed:
                 if self._bells.rung:

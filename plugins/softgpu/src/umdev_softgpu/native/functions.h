@@ -40,6 +40,9 @@ void softgpu_bells_wake(softgpu_bells *bells);   /* ends the wait under way, or 
 /* One thread at a time: until a bell has rung, somebody wakes, or `ns` have passed. */
 void softgpu_bells_wait(softgpu_bells *bells, uint64_t ns);
 
+/* The calling thread computes for long: threads that wake come first. 0 or a negative errno, which changes nothing. */
+int softgpu_thread_computes(uint64_t slice_ns);
+
 /* Bytes of row `y` from byte `x` on; as softgpu_space_read and softgpu_space_write. */
 int softgpu_surface_read(const softgpu_surface *surface, int64_t x, int64_t y, void *bytes, uint64_t length,
                          softgpu_fault *fault);
