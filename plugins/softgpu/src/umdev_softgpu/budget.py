@@ -43,7 +43,7 @@ class Budget:
         bells: Bells | None = None,
         answer: Callable[[], None] | None = None,
     ) -> None:
-        """deadline_ns: on `time.monotonic_ns`'s clock; 0 for none. A look calls `answer` when one of `bells` has rung."""
+        """deadline_ns: on `time.monotonic_ns`'s clock; 0 for none. A look calls `answer` when one of `bells` rang."""
         self._native = ffi.new("softgpu_budget *", {"units": min(units, UNLIMITED), "deadline_ns": deadline_ns})
         self._granted = units
         self._bells, self._answer = bells, answer
