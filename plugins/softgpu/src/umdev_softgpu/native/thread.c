@@ -29,7 +29,6 @@ int softgpu_thread_computes(uint64_t slice_ns)
     if (attributes.policy != SCHED_OTHER) /* somebody has decided otherwise */
         return 0;
     attributes.size = sizeof attributes;
-    attributes.flags = 0;
     attributes.runtime = slice_ns;
     return syscall(SYS_sched_setattr, 0, &attributes, 0) == 0 ? 0 : -errno;
 }
