@@ -107,15 +107,25 @@ def quiet(vgpu, loopback_function):
     driver.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(steps, max_size=60))
-def test_the_tree_does_as_its_model(vgpu, quiet, sequence):
+OPENING = [
+    *(("write", spec.base + 0xA8, 0) for spec in SPECS),
+    *(("write", block + at, value) for block in BLOCKS for at, value in ((IMR, 0), (IER, ALL_ONES))),
+    ("write", MASTER, ENABLE),
+]
+"""Nothing is masked."""
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.booleans(), st.lists(steps, max_size=60))
+def test_the_tree_does_as_its_model(vgpu, quiet, opened, sequence):
     quiet.function.reset()
     quiet.function.enable()
     model = Tree()
     before = vgpu.messages_sent
-    everything = [("read", where, None) for where in (MASTER, *(block + at for block in BLOCKS for at in (4, 8, 12)))]
-    for what, where, value in [*sequence, *everything]:
+    everything = [
+        ("read", where, None) for where in (MASTER, *(block + at for block in BLOCKS for at in (IMR, IIR, IER)))
+    ]
+    for what, where, value in [*(OPENING if opened else ()), *sequence, *everything]:
         if what == "write":
             quiet.mmio.write32(where, value)
             model.write(where, value)
