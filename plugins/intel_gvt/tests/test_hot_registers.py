@@ -87,7 +87,9 @@ class Tree:
         return {IMR: self.imr, IIR: self.iir, IER: self.ier}[offset & 0xF][block]
 
 
-places = st.sampled_from([MASTER, *(block + at for block in BLOCKS for at in (IMR, IIR, IER))])
+PLACES = [MASTER, *(block + at for block in BLOCKS for at in (IMR, IIR, IER))]
+EVERYTHING = [("read", place, None) for place in PLACES]
+places = st.sampled_from(PLACES)
 values = st.one_of(
     st.sampled_from([0, ALL_ONES, ENABLE, *(1 << event + shift for event in EVENTS for shift in (0, 16))]),
     st.integers(0, ALL_ONES),
@@ -95,6 +97,7 @@ values = st.one_of(
 steps = st.one_of(
     st.tuples(st.just("write"), places | st.sampled_from([spec.base + 0xA8 for spec in SPECS]), values),
     st.tuples(st.just("event"), st.sampled_from(SPECS), st.sampled_from(EVENTS)),
+    st.tuples(st.just("again"), st.sampled_from(SPECS), st.sampled_from(EVENTS)),
     st.tuples(st.just("read"), places, st.none()),
 )
 
@@ -122,20 +125,42 @@ def test_the_tree_does_as_its_model(vgpu, quiet, opened, sequence):
     quiet.function.enable()
     model = Tree()
     before = vgpu.messages_sent
-    everything = [
-        ("read", where, None) for where in (MASTER, *(block + at for block in BLOCKS for at in (IMR, IIR, IER)))
-    ]
-    for what, where, value in [*(OPENING if opened else ()), *sequence, *everything]:
+    for what, where, value in [*(OPENING if opened else ()), *sequence, *EVERYTHING]:
         if what == "write":
             quiet.mmio.write32(where, value)
             model.write(where, value)
-        elif what == "event":
-            with vgpu.locked():
-                vgpu.hot.raise_event(where, value)
-            model.event(where, value)
+        elif what in ("event", "again"):
+            for _ in range(2 if what == "again" else 1):
+                with vgpu.locked():
+                    vgpu.hot.raise_event(where, value)
+                model.event(where, value)
         else:
             assert quiet.mmio.read32(where) == model.read(where)
     assert vgpu.messages_sent - before == model.messages
+
+
+def test_every_block_has_its_bits_in_the_master(quiet, vgpu):
+    tree = vgpu.registers.interrupts
+    for number, block in enumerate(tree.gt):
+        for bits, shown in ((1, 1), (1 << 16, 2), (1 | 1 << 31, 3)):
+            block.iir.value, block.ier.value = bits, ALL_ONES
+            assert quiet.mmio.read32(MASTER) == shown << 2 * number
+        block.iir.value = 0
+    tree.pcu.iir.value = 1
+    assert quiet.mmio.read32(MASTER) == 0
+    tree.pcu.ier.value = 1
+    assert quiet.mmio.read32(MASTER) == 1 << 30
+
+
+def test_what_is_enabled_late_is_a_message_then(quiet, vgpu):
+    quiet.mmio.write32(RENDER + 0xA8, 0)
+    quiet.mmio.write32(GT + IMR, 0)
+    quiet.mmio.write32(MASTER, ENABLE)
+    with vgpu.locked():
+        vgpu.engines[0].raise_event(EngineEvent.USER)
+    assert vgpu.messages_sent == 0
+    quiet.mmio.write32(GT + IER, 1)
+    assert vgpu.messages_sent == 1
 
 
 def test_blocks_that_no_event_comes_to_are_registers(quiet, vgpu):
