@@ -98,6 +98,7 @@ steps = st.one_of(
     st.tuples(st.just("write"), places | st.sampled_from([spec.base + 0xA8 for spec in SPECS]), values),
     st.tuples(st.just("event"), st.sampled_from(SPECS), st.sampled_from(EVENTS)),
     st.tuples(st.just("again"), st.sampled_from(SPECS), st.sampled_from(EVENTS)),
+    st.tuples(st.just("acknowledge"), st.sampled_from(BLOCKS), st.none()),
     st.tuples(st.just("read"), places, st.none()),
 )
 
@@ -134,6 +135,10 @@ def test_the_tree_does_as_its_model(vgpu, quiet, opened, sequence):
                 with vgpu.locked():
                     vgpu.hot.raise_event(where, value)
                 model.event(where, value)
+        elif what == "acknowledge":  # as a driver does: what it has seen
+            seen = quiet.mmio.read32(where + IIR)
+            quiet.mmio.write32(where + IIR, seen)
+            model.write(where + IIR, seen)
         else:
             assert quiet.mmio.read32(where) == model.read(where)
     assert vgpu.messages_sent - before == model.messages
