@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from umdev._native import ffi, lib
 from umdev.device.arrays import RegisterArray
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block
@@ -381,3 +382,20 @@ def test_bad_register_classes_are_refused() -> None:
         class Twice(Register):
             a = Field(0, 3)
             b = Field(3, 5)
+
+
+def test_c_handlers_find_cells_and_the_model_s_data() -> None:
+    harness = Harness(Plain)
+    byte = harness.bar0.byte
+    byte.value = 0x5A
+    assert ffi.cast("uint8_t *", byte.address)[0] == 0x5A
+    with pytest.raises(StateError, match="byte is a declaration"):
+        _ = Plain.byte.address
+    data = ffi.new("uint32_t *", 7)
+    address = int(ffi.cast("uintptr_t", data))
+    harness.native.set_user_data(data)
+    del data
+    gc.collect()
+    found = lib.umdev_device_user_data(harness.native.pointer)
+    assert int(ffi.cast("uintptr_t", found)) == address
+    assert ffi.cast("uint32_t *", found)[0] == 7

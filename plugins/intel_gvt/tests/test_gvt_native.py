@@ -8,4 +8,6 @@ NATIVE = PLUGIN / "src" / "umdev_intel_gvt" / "native"
 
 
 def test_the_c_is_clean(run_sanitized):
-    run_sanitized([*(HERE / "native").glob("*.c"), *NATIVE.glob("*.c")], includes=[PLUGIN / "include", NATIVE])
+    run_sanitized(
+        [*(HERE / "native").glob("*.c"), *NATIVE.glob("*.c")], includes=[PLUGIN / "include", NATIVE, HERE / "native"]
+    )

@@ -10,5 +10,5 @@ SOURCE = PLUGIN / "src" / "umdev_softgpu"
 def test_the_c_is_clean(run_sanitized):
     run_sanitized(
         [*(HERE / "native").glob("*.c"), *(SOURCE / "native").glob("*.c")],
-        includes=[PLUGIN / "include", SOURCE / "include", SOURCE / "native"],
+        includes=[HERE / "native", PLUGIN / "include", SOURCE / "include", SOURCE / "native"],
     )

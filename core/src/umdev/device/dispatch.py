@@ -163,6 +163,14 @@ class NativeDevice:
         """What C handlers get from `umdev_api`: pointers that outlive the device."""
         lib.umdev_device_set_parts(self.pointer, memory, irq, user_data)
 
+    def set_user_data(self, pointer: Any) -> None:
+        """What `umdev_api.user_data` gives the model's C handlers: cdata, kept as long as the device.
+
+        Before the first access: in `Device.on_open`.
+        """
+        self._kept.append(pointer)
+        lib.umdev_device_set_user_data(self.pointer, pointer)
+
     def add_region(self, region: int, size: int) -> None:
         """Declare a region of `size` bytes, enabled. Raises: InvalidArgument if the index is bad or taken."""
         self._check(lib.umdev_device_add_region(self.pointer, region, size), f"region {region} of {size:#x} bytes")

@@ -255,6 +255,17 @@ class Register:
                 raise
             raise StateError(f"{self.name} is a declaration: its value lives in a device's block") from None
 
+    @property
+    def address(self) -> int:
+        """Of the value in this process, for C handlers: `width` bytes in host order, valid as long as the device.
+
+        Bits of it change in atomic steps only, since the driver may store at any time. Raises: StateError for a
+        declaration.
+        """
+        if self._cells is None:
+            raise StateError(f"{self.name} is a declaration: its value lives in a device's block")
+        return self._address
+
     def update(self, clear: int, set_: int = 0) -> int:
         """Clear and then set bits in one atomic step, from any thread; returns the value before."""
         if self._cells is None:

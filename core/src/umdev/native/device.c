@@ -51,6 +51,11 @@ void umdev_device_set_parts(umdev_device *device, umdev_memory *memory, umdev_ir
     device->user_data = user_data;
 }
 
+void umdev_device_set_user_data(umdev_device *device, void *user_data)
+{
+    device->user_data = user_data;
+}
+
 uint32_t umdev_device_id(const umdev_device *device)
 {
     return device->id;

@@ -9,6 +9,7 @@ umdev_device *umdev_device_new(void); /* NULL: out of memory */
 void umdev_device_free(umdev_device *device);
 /* What umdev_api hands to C handlers. */
 void umdev_device_set_parts(umdev_device *device, umdev_memory *memory, umdev_irq *irq, void *user_data);
+void umdev_device_set_user_data(umdev_device *device, void *user_data);
 uint32_t umdev_device_id(const umdev_device *device); /* unique in the process; names the device in traces */
 umdev_memory *umdev_device_memory(umdev_device *device);
 umdev_irq *umdev_device_irq(umdev_device *device);

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umdev.device import PAGE_SIZE
 from umdev_softgpu import Fault, Step
 
+from ._fast import ffi, lib
 from .commands import Execution, Outcome
 from .context import Context, Descriptor
 from .graphics_memory import GraphicsMemory
@@ -20,7 +21,7 @@ from .interrupt_tree import EngineEvent
 from .ring import CSB_ENTRIES
 
 if TYPE_CHECKING:
-    from umdev_softgpu import Budget, Queue
+    from umdev_softgpu import Budget
 
     from .engines import EngineSpec
     from .ring import RingRegisters
@@ -28,18 +29,14 @@ if TYPE_CHECKING:
 
 CSB_OFFSET = 0x40
 CSB_WRITE_INDEX = 0x7C
-PORT_WRITES = 4
 
 
 class Switch(enum.IntFlag):
-    """Context switch status, low dword; the high one is the context's identity."""
+    """Context switch status, low dword; the high one is the context's identity. submission.c notes the others."""
 
-    IDLE_TO_ACTIVE = 1 << 0
-    PREEMPTED = 1 << 1
     ELEMENT = 1 << 2
     ACTIVE_TO_IDLE = 1 << 3
     COMPLETE = 1 << 4
-    LITE_RESTORE = 1 << 15
 
 
 class EngineState:
@@ -47,67 +44,39 @@ class EngineState:
 
     An engine that met an error stops where it is, keeps its context, and tells the driver by EIR; only a reset ends
     that, as on hardware.
+
+    The driver's submissions stay in C (`gvt_engine`), where its writes have put them, until a step takes them.
     """
 
-    def __init__(self, vgpu: Vgpu, spec: EngineSpec, ring: RingRegisters, queue: Queue) -> None:
-        self.vgpu, self.spec, self.ring, self.queue = vgpu, spec, ring, queue
+    def __init__(self, vgpu: Vgpu, spec: EngineSpec, ring: RingRegisters) -> None:
+        self.vgpu, self.spec, self.ring = vgpu, spec, ring
+        self.queue = vgpu.client.add_queue(spec.name, self._take)
+        assert self.queue.bell is not None
+        self._submitted: Any = vgpu.hot.engine(spec, ring, self.queue.bell)
         self.memory = GraphicsMemory(vgpu, vgpu.table, vgpu.shadows)
         self.generation = 0
-        self.submissions = self.contexts = self.resets = 0
+        self.contexts = self.resets = 0
         self.executed: Counter[str] = Counter()
         """Commands by name, since the device was made; of a bounded number of kinds."""
-        self._port: list[int] = []
-        self._elements: list[Descriptor] = []
-        self._waiting: list[Descriptor] = []
-        self._noted: list[tuple[Switch, int]] = []
         self._execution: Execution | None = None
         self.error = ""
 
     @property
     def busy(self) -> bool:
         """Whether a context is loaded."""
-        return bool(self._elements)
+        return bool(self._submitted.count)
 
-    def port_write(self, value: int) -> None:
-        """A quarter of a submission."""
-        self._port.append(value)
-        if len(self._port) < PORT_WRITES:
-            return
-        high1, low1, high0, low0 = self._port
-        self._port.clear()
-        if not self.vgpu.handshake:
-            self.vgpu.refuse("a submission by a driver that does not know that this is a vGPU")
-        elif not self.ring.mode.run_list:
-            self.vgpu.refuse("a submission to an engine whose run list is not enabled")
-        else:
-            self._submit([Descriptor(high0 << 32 | low0), Descriptor(high1 << 32 | low1)])
+    @property
+    def submissions(self) -> int:
+        """Since the device was made."""
+        return int(self._submitted.submissions)
 
-    def _submit(self, elements: list[Descriptor]) -> None:
-        self.submissions += 1
-        valid = [element for element in elements if element.valid]
-        if not valid:
-            return
-        if not self._elements:
-            self._start(valid)
-        elif valid[0] == self._elements[0] or valid[0].identity == self._elements[0].identity:
-            self._lite_restore(valid)
-        else:  # a driver in vGPU mode does not preempt: it is told when what runs is through
-            self._waiting = valid
-
-    def _start(self, elements: list[Descriptor]) -> None:
-        self._elements = elements
-        self._execution = None
-        self._show_running()
-        self._noted.append((Switch.IDLE_TO_ACTIVE, 0))
-        self.queue.submit(Run(self, self.generation))
-
-    def _lite_restore(self, elements: list[Descriptor]) -> None:
-        """The running context again, maybe with more in its ring, and another one after it."""
-        if self._execution is not None and not self.error:
-            self.forget_translations()
-            self._execution.context.reload_tail(self.memory)
-        self._elements = [self._elements[0], *elements[1:]]
-        self._noted.append((Switch.PREEMPTED | Switch.LITE_RESTORE, elements[0].identity))
+    def _take(self) -> None:
+        """The scheduler's thread asks, without the device lock: the driver has given something to an idle engine."""
+        with self.vgpu.locked():
+            if self._submitted.fresh:
+                self._submitted.fresh = 0
+                self.queue.submit(Run(self, self.generation))
 
     def step(self, budget: Budget, generation: int) -> Step:
         """One turn on the scheduler's thread, without the device lock."""
@@ -118,6 +87,8 @@ class EngineState:
             if self._execution is None and not self._load():
                 return Step.DONE
             execution = self._execution
+            if execution is not None:
+                self._look_again(execution)
         if execution is None:  # reset while something of the above waited for a message
             return Step.DONE
         outcome = execution.run(budget)
@@ -132,7 +103,7 @@ class EngineState:
                 case Outcome.BLOCKED:
                     return Step.BLOCKED
                 case Outcome.DONE:
-                    return self._complete(execution)
+                    return self._complete(execution, generation)
             self._stop(execution.trouble)
             return Step.DONE
 
@@ -153,43 +124,58 @@ class EngineState:
         """Load the first element's context; False: it can't be, and the engine has stopped."""
         self.contexts += 1
         generation = self.generation
+        self._submitted.again = 0
         self.forget_translations()
-        found = Context.load(self._elements[0], self.memory)
+        descriptor = Descriptor(self._submitted.elements[0])
+        found = Context.load(descriptor, self.memory)
         if generation != self.generation:  # reset while it waited for a message
             return False
         if isinstance(found, Context):
             self._pin(found)
             self._execution = Execution(self, found)
             return True
-        self._stop(f"context {self._elements[0].value:#x}: {found}")
+        self._stop(f"context {descriptor.value:#x}: {found}")
         return False
 
-    def _complete(self, execution: Execution) -> Step:
+    def _look_again(self, execution: Execution) -> None:
+        """The running context was submitted again, maybe with more in its ring."""
+        while self._submitted.again:  # or once more, while this waited for a message
+            self._submitted.again = 0
+            self.forget_translations()
+            execution.context.reload_tail(self.memory)
+
+    def _complete(self, execution: Execution, generation: int) -> Step:
         """The ring is empty: save the context, tell the driver, and go on to what comes next."""
+        self._look_again(execution)
         if not execution.exhausted:  # more was submitted since
             return Step.MORE
-        if isinstance(fault := execution.context.save(self.memory), Fault):
+        fault = execution.context.save(self.memory)
+        if generation != self.generation:  # reset while it waited for a message
+            return Step.DONE
+        if isinstance(fault, Fault):
             self._stop(f"context can't be saved: {fault}")
             return Step.DONE
-        identity = self._elements.pop(0).identity
+        if self._submitted.again:  # submitted again meanwhile
+            return Step.MORE
+        identity = int(lib.gvt_engine_next(self._submitted))
         self._execution = None
-        if self._elements:
-            self._show_running()
+        if self.busy:
             self._report(Switch.ELEMENT | Switch.COMPLETE, identity)
             return Step.MORE
-        self._show_running()
         self._report(Switch.ACTIVE_TO_IDLE | Switch.COMPLETE, identity)
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            self._start(waiting)
+        if lib.gvt_engine_start_waiting(self._submitted):
+            self.queue.submit(Run(self, self.generation))
         return Step.DONE
 
     def _report_noted(self) -> None:
         """What handlers have noted: they do no DMA themselves, since memory may be reached by message only."""
-        while self._noted:
-            self._report(*self._noted.pop(0))
+        noted: Any = ffi.new("gvt_event *")
+        while lib.gvt_engine_noted(self._submitted, noted):
+            pointer = self.ring.status_pointer
+            pointer.write_pointer = (pointer.write_pointer + noted.skipped) % CSB_ENTRIES
+            self._report(noted.status, noted.context)
 
-    def _report(self, status: Switch, identity: int) -> None:
+    def _report(self, status: int, identity: int) -> None:
         """Entry, then index, then interrupt: the order in which the driver looks at them."""
         pointer = self.ring.status_pointer
         slot = (pointer.write_pointer + 1) % CSB_ENTRIES
@@ -207,7 +193,7 @@ class EngineState:
 
     def raise_event(self, event: EngineEvent) -> None:
         """An interrupt of this engine; the device lock is held."""
-        self.vgpu.registers.interrupts.raise_event(self.ring, self.spec.interrupt_block, self.spec.shift, event)
+        self.vgpu.hot.raise_event(self.spec, event)
 
     def _stop(self, why: str) -> None:
         """An error: the context stays, EIR says so, and the driver that asked for it hears of it."""
@@ -218,13 +204,6 @@ class EngineState:
         self.ring.eir.value |= instruction_error
         if not self.ring.emr.value & instruction_error:
             self.raise_event(EngineEvent.COMMAND_ERROR)
-
-    def _show_running(self) -> None:
-        """What a driver reads to find out who hangs."""
-        running = bool(self._elements)
-        self.ring.execlist_context.value = self._elements[0].identity if running else 0
-        self.ring.execlist_status.active = running
-        self.ring.execlist_status.slot0_active = running
 
     def _show_progress(self, execution: Execution) -> None:
         address = execution.address
@@ -241,14 +220,12 @@ class EngineState:
         self.queue.cancel()
         self.memory.close()
         self.memory = GraphicsMemory(self.vgpu, self.vgpu.table, self.vgpu.shadows)
-        self._port.clear()
-        self._elements, self._waiting, self._noted = [], [], []
+        lib.gvt_engine_reset(self._submitted)
         self._execution = None
         self.error = ""
         for register in (self.ring.head, self.ring.tail, self.ring.start, self.ring.control, self.ring.mode):
             register.value = 0
         self.ring.mi_mode.value = 0
-        self._show_running()
 
     def close(self) -> None:
         """The device is closed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from umdev.device import RO, W1C, WO, Block, Field, Flag, Register, Register64, RegisterArray
+from umdev.device import RO, W1C, WO, Block, Field, Flag, Native, Register, Register64, RegisterArray
 
 from .engines import TIMESTAMP_HZ
 
@@ -98,7 +98,8 @@ class RingRegisters(Block["Vgpu"]):
     per_context_batch = Register(0x1C0)
     indirect_context = Register(0x1C4)
     indirect_context_offset = Register(0x1C8)
-    submit_port = Register(0x230, WO)
+    submit_port = Register(0x230, WO, native=Native("umdev_intel_gvt._fast", "gvt_submit_port"))
+    """The fourth of four writes submits: element 1 high, low, element 0 high, low. See native/submission.c."""
     execlist_status = ExeclistStatus(0x234, RO)
     execlist_context = Register(0x238, RO)
     context_control = Register(0x244, masked=True)
@@ -128,11 +129,6 @@ class RingRegisters(Block["Vgpu"]):
         """Ready at once: the engine stops between two commands, and a reset takes what it runs."""
         self.reset_control.ready = self.reset_control.request
         self.reset_control.catastrophic_error = False
-
-    @submit_port.on_write
-    def submit(self, value: int) -> None:
-        """The fourth of four writes submits: element 1 high, low, element 0 high, low."""
-        self.engine.port_write(value)
 
     @timestamp.on_read
     def count_ticks(self) -> int:

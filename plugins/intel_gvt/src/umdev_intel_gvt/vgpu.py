@@ -14,6 +14,7 @@ from .engines import ENGINES
 from .execlists import EngineState
 from .ggtt import GlobalTable
 from .graphics_memory import GraphicsMemory
+from .hot_state import HotState
 from .page_tables import PageTables
 from .partition import APERTURE
 from .pinned import PinnedPages
@@ -45,14 +46,10 @@ class Vgpu(Device):
     registers = MemoryBar(0, Registers, size=MMIO_SIZE, width=64)
     graphics_aperture = MemoryBar(2, ApertureBlock, size=APERTURE, width=64, prefetchable=True)
     io = IoBar(4, IoBlock, size=64)
-    handshake = State(lambda: False)
-    """The driver has read the magic of PVINFO."""
-    interrupt_level = State(lambda: False)
-    messages_sent = State(lambda: 0, keep=True)
     lines_logged = State(lambda: 0, save=False)
     errors = State(lambda: 0, keep=True)
     """How often an engine stopped by an error."""
-    refused: State[Counter[str]] = State(Counter, save=False)
+    refusals: State[Counter[str]] = State(Counter, save=False)
     refused_commands: State[Counter[str]] = State(Counter, save=False)
     page_tables: State[PageTables] = State(PageTables, save=False)
     shadows: State[ShadowTables | None] = State(lambda: None, save=False)
@@ -80,11 +77,14 @@ class Vgpu(Device):
         self.table.install(self)
         self.aperture.install(self)
         self.memory_of_driver = GraphicsMemory(self, self.table)
+        self.hot = HotState(self)
         rings = (self.registers.render, self.registers.blitter, self.registers.video, self.registers.enhance)
         for spec, ring in zip(ENGINES, rings, strict=True):
-            self.engines.append(EngineState(self, spec, ring, self.client.add_queue(spec.name)))
+            self.engines.append(EngineState(self, spec, ring))
 
     def on_reset(self, kind: ResetKind) -> None:
+        self.handshake = False
+        self.hot.reset_interrupts()
         for engine in self.engines:
             engine.reset()
         self.pinned.clear()
@@ -135,6 +135,25 @@ class Vgpu(Device):
         """What the command streamers count."""
         return ticks(self.clock.now_ns)
 
+    @property
+    def handshake(self) -> bool:
+        """The driver has read the magic of PVINFO."""
+        return bool(self.hot.native.handshake)
+
+    @handshake.setter
+    def handshake(self, done: bool) -> None:
+        self.hot.native.handshake = done
+
+    @property
+    def messages_sent(self) -> int:
+        """How often the interrupt tree's output has risen."""
+        return int(self.hot.native.tree.messages)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """What a well-behaved driver does not do, by what it was."""
+        return self.refusals + Counter(self.hot.refused)
+
     def forget_translations(self) -> None:
         """The driver changed page tables, or may have. The device lock is held."""
         if self.shadows is not None:
@@ -153,8 +172,8 @@ class Vgpu(Device):
 
     def refuse(self, what: str) -> None:
         """Something that a well-behaved driver does not do has come to nothing: count it."""
-        if len(self.refused) < REFUSALS_KEPT or what in self.refused:
-            self.refused[what] += 1
+        if len(self.refusals) < REFUSALS_KEPT or what in self.refusals:
+            self.refusals[what] += 1
 
     @query
     def engine_state(self) -> dict[str, object]:

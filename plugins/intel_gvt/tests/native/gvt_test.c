@@ -1,23 +1,14 @@
 /* The vGPU's C alone, for the sanitizers: garbage in every number, each buffer an allocation of its own. */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "softgpu.h"
 
 #include "gvt_decls.h"
-
-#define CHECK(condition)                                                    \
-    do {                                                                    \
-        if (!(condition)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                        \
-        }                                                                   \
-    } while (0)
+#include "gvt_test.h"
 
 static uint64_t seed = 0x9E3779B97F4A7C15;
 
-static uint64_t chance(void)
+uint64_t chance(void)
 {
     seed ^= seed << 13;
     seed ^= seed >> 7;
@@ -167,6 +158,7 @@ int main(void)
     test_fences();
     test_aperture();
     test_unlisted();
+    test_hot();
     puts("ok");
     return 0;
 }

@@ -3,6 +3,7 @@
 Vendors build on it; it knows none of them. Their C gets the same things through `softgpu.h`.
 """
 
+from .bells import Bell
 from .blit import Blit, Brush, Rect, Surface, Tiling
 from .budget import Budget, Step
 from .client import Client, Job, Queue
@@ -15,6 +16,7 @@ from .slots import BestEffort, EqualShare, FixedShare
 from .space import Format, Level, Masks, Run, Space, Target
 
 __all__ = [
+    "Bell",
     "BestEffort",
     "Blit",
     "Brush",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from umdev.device import give_way
 
 from ._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .bells import Bells
 
 UNLIMITED = (1 << 63) - 1
 
@@ -27,12 +33,20 @@ class Budget:
     The step spends and looks; any thread may call `stop` and `expire`.
     """
 
-    __slots__ = ("_granted", "_native")
+    __slots__ = ("_answer", "_bells", "_granted", "_native")
 
-    def __init__(self, units: int = UNLIMITED, *, deadline_ns: int = 0) -> None:
-        """deadline_ns: on `time.monotonic_ns`'s clock; 0 for none."""
+    def __init__(
+        self,
+        units: int = UNLIMITED,
+        *,
+        deadline_ns: int = 0,
+        bells: Bells | None = None,
+        answer: Callable[[], None] | None = None,
+    ) -> None:
+        """deadline_ns: on `time.monotonic_ns`'s clock; 0 for none. A look calls `answer` when one of `bells` rang."""
         self._native = ffi.new("softgpu_budget *", {"units": min(units, UNLIMITED), "deadline_ns": deadline_ns})
         self._granted = units
+        self._bells, self._answer = bells, answer
 
     @property
     def pointer(self) -> int:
@@ -41,10 +55,16 @@ class Budget:
 
     @property
     def left(self) -> bool:
-        """Whether the step may go on. Looking also lets handlers run that wait for the interpreter (`give_way`)."""
+        """Whether the step may go on; ask without any lock.
+
+        Looking also lets handlers run that wait for the interpreter (`give_way`), and takes work from C that may end
+        this step.
+        """
         # First: a step whose time goes to handlers does a piece of its work nevertheless.
         going_on = bool(lib.softgpu_budget_left(self._native))
         give_way()
+        if self._bells is not None and self._answer is not None and self._bells.rung:
+            self._answer()
         return going_on
 
     @property

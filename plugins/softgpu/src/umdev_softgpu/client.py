@@ -10,6 +10,9 @@ from umdev.device import InvalidArgument
 from .limits import FOREVER, Cap, FrameLimiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .bells import Bell
     from .budget import Budget, Step
     from .scheduler import Scheduler
 
@@ -35,10 +38,12 @@ class Queue:
     Queues of a client take turns, a step each.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, bell: Bell | None = None) -> None:
         """For `Client.add_queue`."""
         self.client = client
         self.name = name
+        self.bell = bell
+        """What C rings when it has work for the queue; None without an `answer`."""
         self.busy_ns = 0
         """The engine's time that its steps have taken."""
         self.steps = 0
@@ -165,9 +170,16 @@ class Client:
         if self._cap:
             self._cap.charge(start_ns, used_ns)
 
-    def add_queue(self, name: str) -> Queue:
-        """Raises: StateError when it is closed."""
-        return self.scheduler.add_queue(self, name)
+    def add_queue(self, name: str, answer: Callable[[], None] | None = None) -> Queue:
+        """A queue. With `answer`, C can give it work without the interpreter: it keeps the work and rings `Queue.bell`.
+
+        Then the scheduler's thread, holding no lock, calls `answer`, which submits what there is: between two steps,
+        or when a step under way looks at its budget. At least once after the last ring; with a ManualClock, when it is
+        advanced. An exception is logged and counted as a job's.
+
+        Raises: StateError when it is closed.
+        """
+        return self.scheduler.add_queue(self, name, answer)
 
     def pause(self) -> None:
         """Let no further step begin; the one under way goes on to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from umdev.device import Clock, InvalidArgument, ManualClock, StateError
 
+from ._native import lib
+from .bells import Bells
 from .budget import UNLIMITED, Budget, Step
 from .client import FIRST_LOOK_NS, LAST_LOOK_NS, Client, Queue
 from .limits import NANOSECONDS
@@ -29,11 +32,15 @@ UNITS_PER_MS = 4 << 20
 LEAST_STEP_NS = 1_000
 """What a step takes of a manual clock, however little it did: endless work must come to the end of the time."""
 PENDING_LIMIT = 65_536
+SLICE_NS = 4_000_000
+"""Longer than what Linux gives a thread (3 ms at most), so that whoever wakes goes before the engine's thread."""
 LONGEST_SLEEP_NS = 3600 * NANOSECONDS
 
 
 class Scheduler:
-    """One engine. Its thread starts with the first work and sleeps when there is none. Any thread may call any method.
+    """One engine. Any thread may call any method.
+
+    Its thread starts with the first work, or the first queue that C may fill, and sleeps when there is none.
 
     A step gets at most `budget_ns`; what it takes, to the nanosecond, is charged to its queue and client. No lock is
     held while a step runs. On a ManualClock there is no thread: `clock.advance()` runs the steps, and each takes the
@@ -60,7 +67,8 @@ class Scheduler:
         self.busy_ns = 0
         """The time that all steps have taken."""
         self.clients: list[Client] = []
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # a step has ended
+        self._bells = Bells()  # what the thread sleeps on
         self._blocked: list[tuple[int, int, Queue]] = []  # a heap of looks at blocked work
         self._sequence = itertools.count()
         self._running: tuple[Client, int] | None = None  # and when its step began
@@ -93,12 +101,15 @@ class Scheduler:
                 self.clients.remove(client)
                 self.policy.leave(client, self.clock.now_ns)
 
-    def add_queue(self, client: Client, name: str) -> Queue:
+    def add_queue(self, client: Client, name: str, answer: Callable[[], None] | None = None) -> Queue:
         """See `Client.add_queue`."""
         with self._changed:
             if client.closed:
                 raise StateError(f"{client.name} has left {self.name} and gets no queue {name}")
             queue = Queue(client, name)
+            if answer is not None:
+                queue.bell = self._bells.add(functools.partial(self._ask, queue, answer))
+                self._start_thread()
             client.queues.append(queue)
         return queue
 
@@ -124,9 +135,7 @@ class Scheduler:
             queue.pending.append(job)
             if len(queue.pending) == 1:
                 self._make_ready(queue)
-            if self._thread is None and not self.clock.manual:
-                self._thread = threading.Thread(target=self._serve, name=f"umdev-{self.name}", daemon=True)
-                self._thread.start()
+            self._start_thread()
 
     def wake(self, queue: Queue) -> None:
         """See `Queue.wake`."""
@@ -150,15 +159,14 @@ class Scheduler:
 
     def look(self) -> None:
         """Think again whose turn it is."""
-        with self._changed:
-            self._changed.notify_all()
+        self._bells.wake()
 
     def close(self) -> None:
         """Drop all work, wait for a step under way, end the thread. Without any device lock; may be called twice."""
         with self._changed:
             self._closed = True
             thread, self._thread = self._thread, None
-            self._changed.notify_all()
+        self._bells.wake()
         for client in tuple(self.clients):
             self.remove_client(client)
         self._forget()
@@ -170,6 +178,11 @@ class Scheduler:
     def _expect_open(self) -> None:
         if self._closed:
             raise StateError(f"{self.name} is closed and takes no work")
+
+    def _start_thread(self) -> None:
+        if self._thread is None and not self.clock.manual and not self._closed:
+            self._thread = threading.Thread(target=self._serve, name=f"umdev-{self.name}", daemon=True)
+            self._thread.start()
 
     def _make_ready(self, queue: Queue) -> None:
         if queue.ready or queue.running is not None:
@@ -185,7 +198,7 @@ class Scheduler:
                 for other in running.queues:
                     if other.running is not None:
                         other.running.expire()
-        self._changed.notify_all()
+        self._bells.wake()
 
     def _join_round(self, queue: Queue) -> None:
         queue.ready = True
@@ -222,20 +235,47 @@ class Scheduler:
             again = min(again, self._blocked[0][0])
         return turn, again
 
+    def _answer(self) -> None:
+        """Let owners of queues submit what they have rung for. Without the lock."""
+        for bell in self._bells.take():
+            bell.answer()
+
+    def _ask(self, queue: Queue, answer: Callable[[], None]) -> None:
+        try:
+            if not queue.client.closed:
+                answer()
+        except (Exception, SystemExit):  # as a job's
+            if queue.client.closed:  # it has left just now
+                return
+            queue.failures += 1
+            log.exception("%s: %s/%s can't say what its work is", self.name, queue.client.name, queue.name)
+
+    def _unlocked(self, call: Callable[[], None]) -> None:
+        self._changed.release()
+        try:
+            call()
+        finally:
+            self._changed.acquire()
+
     def _serve(self) -> None:
+        lib.softgpu_thread_computes(SLICE_NS)  # a kernel that does not know it does without
         with self._changed:
             while not self._closed:
+                if self._bells.rung:
+                    self._unlocked(self._answer)
                 now = self.clock.now_ns
                 turn, again = self._next(now)
                 if turn.client is None:
-                    self._changed.wait((again - now) / NANOSECONDS)
+                    self._unlocked(functools.partial(self._bells.wait, again - now))
                     continue
                 limit = min(turn.ns, self.budget_ns)
-                budget = Budget(UNLIMITED, deadline_ns=time.monotonic_ns() + limit)
+                deadline_ns = time.monotonic_ns() + limit
+                budget = Budget(UNLIMITED, deadline_ns=deadline_ns, bells=self._bells, answer=self._answer)
                 self._step(turn.client, budget, now, lambda: self.clock.now_ns)
 
     def _advance(self, until_ns: int) -> int | None:
         """One step on a manual clock, or the way to the next one. None: nothing more happens by then."""
+        self._answer()
         with self._changed:
             now = self.clock.now_ns
             if now >= until_ns or self._closed:

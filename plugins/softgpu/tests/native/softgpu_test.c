@@ -3,20 +3,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "softgpu.h"
 #include "functions.h"
 
-#define CHECK(condition)                                                    \
-    do {                                                                    \
-        if (!(condition)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                        \
-        }                                                                   \
-    } while (0)
+#include "check.h"
 
 /* ---- a device: one map with pointers, one read-only, one by message, each in its own allocation ---- */
 
@@ -425,6 +417,7 @@ int main(void)
         memset(maps[i], 0, SIZE);
     }
     test_budgets();
+    test_bells();
     test_two_tables();
     test_wild_decoder();
     test_by_message();

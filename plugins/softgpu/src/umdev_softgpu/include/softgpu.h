@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 #define SOFTGPU_ABI_MAJOR 1
-#define SOFTGPU_ABI_MINOR 0
+#define SOFTGPU_ABI_MINOR 1
 
 #include "softgpu_decls.h"
 

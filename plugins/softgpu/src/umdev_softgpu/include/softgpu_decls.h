@@ -3,6 +3,8 @@
  */
 typedef struct softgpu_port softgpu_port;   /* the only way to guest memory; one per life of a virtual GPU */
 typedef struct softgpu_space softgpu_space; /* addresses as an engine sees them, on top of a port */
+typedef struct softgpu_bell softgpu_bell;   /* tells a scheduler that C has work for a queue */
+typedef struct softgpu_bells softgpu_bells; /* all bells of a scheduler */
 
 enum softgpu_result {
     SOFTGPU_OK = 0,
@@ -213,4 +215,8 @@ typedef struct softgpu_api {
      * drawn in the order that lets source and target overlap where both are linear with one pitch, or lie in one
      * surface; else an overlapping source may be read after it was drawn over. Not two threads at once. */
     int (*blit_step)(softgpu_blit *blit, softgpu_budget *budget, softgpu_fault *fault);
+
+    /* Have the scheduler ask the owner of a queue for its work: soon, in the scheduler's thread, and at least once
+     * after the last ring. Any thread, any lock held, without the interpreter; it does not wait. (ABI 1.1) */
+    void (*bell_ring)(softgpu_bell *bell);
 } softgpu_api;

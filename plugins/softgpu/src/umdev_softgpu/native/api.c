@@ -18,6 +18,7 @@ static const softgpu_api table = {
     .budget_left = softgpu_budget_left,
     .blit_begin = softgpu_blit_begin,
     .blit_step = softgpu_blit_step,
+    .bell_ring = softgpu_bell_ring,
 };
 
 const softgpu_api *softgpu_get_api(void)

@@ -28,6 +28,21 @@ int softgpu_budget_left(const softgpu_budget *budget);
 void softgpu_budget_stop(softgpu_budget *budget);
 void softgpu_budget_expire(softgpu_budget *budget);
 
+/* One per scheduler, and a bell for each queue that C fills. Any thread, unless it is said; nothing here waits long. */
+softgpu_bells *softgpu_bells_new(void);          /* NULL without memory */
+void softgpu_bells_free(softgpu_bells *bells);   /* bells of it may be freed later */
+softgpu_bell *softgpu_bell_new(softgpu_bells *bells, uint64_t number); /* not 0; NULL without memory */
+void softgpu_bell_free(softgpu_bell *bell);      /* nobody rings it any more */
+void softgpu_bell_ring(softgpu_bell *bell);
+int softgpu_bells_rung(softgpu_bells *bells);    /* 1: one has rung that was not taken */
+uint64_t softgpu_bells_take(softgpu_bells *bells); /* the number of the one that rang first, 0 for none */
+void softgpu_bells_wake(softgpu_bells *bells);   /* ends the wait under way, or else the next one */
+/* One thread at a time: until a bell has rung, somebody wakes, or `ns` have passed. */
+void softgpu_bells_wait(softgpu_bells *bells, uint64_t ns);
+
+/* The calling thread computes for long: threads that wake come first. 0 or a negative errno, which changes nothing. */
+int softgpu_thread_computes(uint64_t slice_ns);
+
 /* Bytes of row `y` from byte `x` on; as softgpu_space_read and softgpu_space_write. */
 int softgpu_surface_read(const softgpu_surface *surface, int64_t x, int64_t y, void *bytes, uint64_t length,
                          softgpu_fault *fault);
