@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import struct
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from umdev.bus import FILE_MAPS_MAX
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 
@@ -210,6 +212,22 @@ def test_dma_map_refused(raw, memfd: int) -> None:
     finally:
         for fd in (read_only, pipe_read, pipe_write, file, event):
             os.close(fd)
+
+
+def test_more_dma_maps_than_the_server_has_told(serve, memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client can't use up the mappings that the kernel grants the process."""
+    raw = serve().connect(negotiate=False)
+    said = json.loads(raw.negotiate()[4:-1])["capabilities"]
+    assert said["max_dma_maps"] == FILE_MAPS_MAX
+    monkeypatch.setattr("umdev.memory.address_space.FILE_MAPS_MAX", 100)  # 8,191 of them take long
+    for page in range(100):
+        assert raw.map(page * 0x2000, 0x1000, memfd, offset=page % 32 * 0x2000) == 0
+    assert raw.map(1 << 40, 0x1000, memfd) == errno.ENOSPC
+    assert raw.map(1 << 40, 0x1000, None) == 0
+    assert raw.unmap(0, 0x1000) == 0
+    assert raw.map(1 << 41, 0x1000, memfd) == 0
+    assert raw.unmap(0, 0, flags=2) == 0
+    raw.close()
 
 
 def test_unmap_what_is_not_there(raw, memfd: int) -> None:

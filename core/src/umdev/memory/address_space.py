@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from umdev._calls import dma_read, dma_write
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
-from umdev.errors import Conflict, InvalidArgument, NotSupported, StateError, UmdevError
+from umdev.errors import Conflict, InvalidArgument, MapLimit, NotSupported, StateError
 from umdev.services import Protection
 
-from .failures import POISONED, dma_error
+from .failures import POISONED, check_table, dma_error
 from .mapping import Backing, Mapping
 
 if TYPE_CHECKING:
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("umdev.memory")
 
 MAPS_MAX: int = lib.UMDEV_MEMORY_MAPS_MAX
-"""Maps that one address space takes; a vfio-user server tells its client (`max_dma_maps`)."""
+"""Maps that one address space takes."""
+
+FILE_MAPS_MAX: int = min(MAPS_MAX, lib.umdev_memory_backings_max() // 4)
+"""Maps of a descriptor among them; a vfio-user server tells its client (`max_dma_maps`).
+
+Each costs the process one of its `vm.max_map_count` mappings (65,530 by default). An eighth of these is one client's,
+half all clients' together.
+"""
 
 SECTION_MAX: int = lib.UMDEV_MEMORY_SECTION_MAX
 """Bytes that are copied before a waiting unmap gets its turn."""
@@ -111,6 +118,7 @@ class AddressSpace:
         self._listeners: list[Callable[[Mapping], None]] = []
         self._late_listeners: list[Callable[[Mapping], None]] = []
         self._change_listeners: list[Callable[[], None]] = []
+        self._files = 0  # maps of descriptors
         self._closed = False
         self._fill: Filler | None = None
         self._handle: Any = ffi.NULL  # what C knows this object by
@@ -135,7 +143,7 @@ class AddressSpace:
         zeros replace it at the unmap, and it is unmapped (munmap) when nothing points to it any more. Neither: the
         memory is reachable by message only (see `set_messages`). After an error nothing has changed.
 
-        Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), UmdevError (too many maps, no memory).
+        Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), MapLimit, UmdevError (no memory).
         """
         end = _check_range(iova, length, space)
         if (iova | length | offset) & PAGE_MASK or offset < 0:
@@ -154,21 +162,29 @@ class AddressSpace:
                 raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
             if host is not None:
                 backing: Backing | None = Backing.adopt(host, length, protection)
+            elif descriptor is not None:
+                if self._files >= FILE_MAPS_MAX:
+                    raise MapLimit(
+                        f"an address space takes {FILE_MAPS_MAX} maps of descriptors at most, an eighth of "
+                        "vm.max_map_count: map longer ranges, unmap some, or raise that (sysctl)"
+                    )
+                backing = Backing(descriptor, offset, length, protection)
             else:
-                backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
+                backing = None
             mapping = Mapping(Iova(iova), length, protection, space, backing)
             entry = ffi.new("umdev_map_entry *")
             entry.space, entry.protection, entry.iova, entry.size = space, protection.value, iova, length
             entry.host = ffi.NULL if backing is None else backing.native.host
             entry.guard = -1 if backing is None else backing.guard
             try:
-                _check_table(lib.umdev_memory_insert(self.pointer, entry))
+                check_table(lib.umdev_memory_insert(self.pointer, entry))
             except BaseException:
                 if host is not None and backing is not None:
                     backing.give_back()
                 raise
             maps.add(mapping)
             self._spaces[space] = maps
+            self._files += descriptor is not None
         self._changed()
         return mapping
 
@@ -189,9 +205,9 @@ class AddressSpace:
                     if mapping.iova < iova or mapping.end > end:
                         raise InvalidArgument(f"unmap of {iova:#x}+{length:#x} would split {mapping!r}")
                 if maps and gone:
-                    _check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
+                    check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
                     for mapping in gone:
-                        maps.drop(mapping)
+                        self._drop(maps, mapping)
             self._release(gone)
         if gone:
             self._changed()
@@ -208,8 +224,8 @@ class AddressSpace:
                 backing = mapping.backing
                 if maps is None or maps.at(mapping.iova) is not mapping or (backing is not None and backing.views):
                     return False
-                _check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
-                maps.drop(mapping)
+                check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
+                self._drop(maps, mapping)
             self._release([mapping])
         self._changed()
         return True
@@ -220,8 +236,9 @@ class AddressSpace:
             with self._registry:
                 gone = [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
                 if gone:
-                    _check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
+                    check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
                 self._spaces.clear()
+                self._files = 0
             self._release(gone)
         if gone:
             self._changed()
@@ -361,6 +378,10 @@ class AddressSpace:
 
     # Inside.
 
+    def _drop(self, maps: _Space, mapping: Mapping) -> None:
+        maps.drop(mapping)
+        self._files -= mapping.file is not None
+
     def _device_locked(self) -> contextlib.AbstractContextManager[object]:
         if self._native is None or self._native.held:
             return contextlib.nullcontext()
@@ -478,16 +499,3 @@ def _check_range(iova: int, length: int, space: int) -> int:
     if not 0 <= space < 1 << 32:
         raise InvalidArgument(f"space {space} does not fit into 32 bits")
     return iova + length
-
-
-def _check_table(result: int) -> None:
-    if result >= 0:
-        return
-    code = -result
-    if code == errno.ENOSPC:
-        error = UmdevError(f"an address space takes {MAPS_MAX} maps at most")
-        error.errno = code
-        raise error
-    if code == errno.EDEADLK:
-        raise StateError("maps can't change inside a reader section of the same thread")
-    raise MemoryError
