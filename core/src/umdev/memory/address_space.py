@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import threading
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -22,6 +21,7 @@ from umdev.services import Protection
 
 from .failures import POISONED, check_table, dma_error
 from .mapping import Backing, Mapping
+from .space_maps import SpaceMaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,41 +60,6 @@ _transfer = lib.umdev_memory_transfer
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-class _Space:
-    """The maps of one PASID, sorted by address."""
-
-    __slots__ = ("maps", "starts")
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.maps: list[Mapping] = []
-
-    def at(self, iova: int) -> Mapping | None:
-        """The map that covers `iova`."""
-        index = bisect_right(self.starts, iova) - 1
-        if index < 0 or iova >= self.maps[index].end:
-            return None
-        return self.maps[index]
-
-    def overlapping(self, iova: int, end: int) -> list[Mapping]:
-        """The maps with a byte in iova..end, in ascending order."""
-        first = bisect_right(self.starts, iova) - 1
-        if first < 0 or self.maps[first].end <= iova:
-            first += 1
-        return self.maps[first : bisect_left(self.starts, end)]
-
-    def add(self, mapping: Mapping) -> None:
-        """`mapping` overlaps nothing."""
-        index = bisect_left(self.starts, mapping.iova)
-        self.starts.insert(index, mapping.iova)
-        self.maps.insert(index, mapping)
-
-    def drop(self, mapping: Mapping) -> None:
-        """`mapping` is here."""
-        index = bisect_left(self.starts, mapping.iova)
-        del self.starts[index], self.maps[index]
-
-
 class AddressSpace:
     """Maps of guest memory, per PASID (`space`, 0 without one).
 
@@ -113,7 +78,7 @@ class AddressSpace:
         self._native = native
         if native is not None:
             lib.umdev_memory_set_device(self.pointer, native.pointer)
-        self._spaces: dict[int, _Space] = {}
+        self._spaces: dict[int, SpaceMaps] = {}
         self._registry = threading.Lock()  # of _spaces; never held while a listener or the device lock is waited for
         self._listeners: list[Callable[[Mapping], None]] = []
         self._late_listeners: list[Callable[[Mapping], None]] = []
@@ -156,7 +121,7 @@ class AddressSpace:
         with self._registry:
             if self._closed:
                 raise StateError("the address space is closed")
-            maps = self._spaces.get(space) or _Space()
+            maps = self._spaces.get(space) or SpaceMaps()
             taken = maps.overlapping(iova, end)
             if taken:
                 raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
@@ -255,6 +220,11 @@ class AddressSpace:
         """Every map, sorted by space and address."""
         with self._registry:
             return [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
+
+    @property
+    def count(self) -> int:
+        """How many maps there are; another thread may be changing that."""
+        return int(lib.umdev_memory_count(self.pointer))
 
     def find(self, iova: int, space: int = 0) -> Mapping | None:
         """The map that covers the address."""
@@ -378,7 +348,7 @@ class AddressSpace:
 
     # Inside.
 
-    def _drop(self, maps: _Space, mapping: Mapping) -> None:
+    def _drop(self, maps: SpaceMaps, mapping: Mapping) -> None:
         maps.drop(mapping)
         self._files -= mapping.file is not None
 
@@ -426,7 +396,7 @@ class AddressSpace:
         end = _check_range(iova, length, space)
         write = protection is Protection.WRITE
         with self._registry:
-            maps = self._spaces.get(space) or _Space()
+            maps = self._spaces.get(space) or SpaceMaps()
             reached = iova
             for mapping in maps.overlapping(iova, end):
                 if mapping.iova > reached:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from umdev.bus import FILE_MAPS_MAX, Protection, ResetKind, VectorState
-from umdev.errors import ProtocolError, UmdevError
+from umdev.errors import MapLimit, ProtocolError, UmdevError
 
 from . import irqs
 from .describe import describe, refusal
@@ -141,7 +141,10 @@ class Session:
             protection |= Protection.READ
         if request.flags & DmaMapFlag.WRITABLE:
             protection |= Protection.WRITE
-        self.attachment.memory.map(
+        memory = self.attachment.memory
+        if memory.count >= OFFERED.max_dma_maps:
+            raise MapLimit(f"the client was told max_dma_maps={OFFERED.max_dma_maps}, and has as many")
+        memory.map(
             request.address,
             request.size,
             descriptor=request.descriptor,
