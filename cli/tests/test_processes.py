@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -90,6 +91,57 @@ def test_a_host_is_detached_private_and_logs(toys: Umdev) -> None:
     assert "the toy opens" in log.read_text()
     for path in [toys.runtime, *toys.runtime.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.suffix == ".sock", path
+
+
+def test_a_host_without_descriptors_left_goes_on(toys: Umdev) -> None:
+    """A client or a guest may make a device use up what its process has: that must not end the other devices."""
+    described = toys.json("start", "-u", A, *TOY, "--json")
+    pid, log = described["pid"], Path(described["log"])
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))  # fewer than it has open
+    waiting = toys.spawn("show", A)
+    deadline = time.monotonic() + 60
+    while "control: no connection: [Errno 24]" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    out, _ = waiting.communicate(timeout=60)
+    assert out.startswith(f"{A} toys toy")
+    assert toys.processes() == [pid]
+    toys("stop", "-u", A)
+
+
+def test_a_host_that_can_start_no_thread_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("umdev_vfio_user", reason="umdev-vfio-user is not installed; pip install it")
+    from umdev.device import Parent
+    from umdev_cli import hosts
+    from umdev_cli.host import Host
+
+    claimed = hosts.claim_folder(tmp_path, "toys")
+    assert claimed is not None
+    folder, lock = claimed
+    start = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def refuse_once(thread: threading.Thread) -> None:
+        if "_converse" in thread.name and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with Host(tmp_path, folder, lock, Parent("toys", []), "vfio-user") as host:
+        serving = threading.Thread(target=host.run, name="the host")
+        serving.start()
+        monkeypatch.setattr(threading.Thread, "start", refuse_once)
+        try:
+            with pytest.raises(Disconnected):
+                control.call(folder, control.Show(A))
+            with pytest.raises(RemoteError, match=A):
+                control.call(folder, control.Show(A))
+        finally:
+            host.end()
+            serving.join()
+    assert len(refused) == 1
 
 
 def test_types_count_what_runs(toys: Umdev) -> None:

@@ -1,5 +1,6 @@
 """The address space: maps, transfers, views, and what happens when memory goes."""
 
+import errno
 import gc
 import os
 import threading
@@ -11,6 +12,7 @@ from umdev.errors import (
     Conflict,
     DmaError,
     InvalidArgument,
+    MapLimit,
     MappingPoisoned,
     NotMapped,
     NotPermitted,
@@ -18,7 +20,7 @@ from umdev.errors import (
     StateError,
     UmdevError,
 )
-from umdev.memory import MAPS_MAX, AddressSpace
+from umdev.memory import FILE_MAPS_MAX, MAPS_MAX, AddressSpace
 from umdev.services import Protection
 
 MIB = 1 << 20
@@ -341,6 +343,55 @@ def test_a_closed_space_takes_no_map(memfd):
         space.map(0, 0x1000, descriptor=memfd)
     with pytest.raises(NotMapped):
         space.read(0, 4)
+
+
+GRANTED = int(Path("/proc/sys/vm/max_map_count").read_text())
+
+
+def fill_with_files(space, memfd):
+    """Every second page, so that the kernel merges no two. Returns how many went in, and what refused the next."""
+    for count in range(MAPS_MAX):
+        try:
+            space.map(count * 0x2000, 0x1000, descriptor=memfd, offset=count % 32 * 0x2000)
+        except MapLimit as error:
+            return count, error
+    raise AssertionError("no limit")
+
+
+def test_one_client_maps_files_as_often_as_its_share(space, memfd, monkeypatch):
+    assert min(MAPS_MAX, GRANTED // 2 // 4) == FILE_MAPS_MAX
+    share = min(FILE_MAPS_MAX, 500)  # some machines grant a million
+    monkeypatch.setattr("umdev.memory.address_space.FILE_MAPS_MAX", share)
+    count, error = fill_with_files(space, memfd)
+    assert count == share
+    assert error.errno == errno.ENOSPC
+    assert f"{share} maps of descriptors" in str(error)
+    assert len(space.mappings) == share
+    space.map(1 << 40, 0x1000)  # by message: costs no mapping of the process
+    space.unmap(0, 0x1000)
+    space.map(0, 0x1000, descriptor=memfd)
+    space.unmap_all()
+    space.map(0, 0x1000, descriptor=memfd)
+    assert space.evict(space.find(0))
+    assert fill_with_files(space, memfd)[0] == share
+
+
+@pytest.mark.skipif(GRANTED > 1 << 17, reason="vm.max_map_count grants more than a test can use up soon")
+def test_all_clients_together_leave_the_process_half_of_its_mappings(memfd):
+    from umdev._native import lib
+
+    spaces = [AddressSpace() for _ in range(5)]
+    filled = [fill_with_files(space, memfd) for space in spaces]
+    assert sum(count for count, _ in filled) <= lib.umdev_memory_backings_max()
+    assert "all clients of this process together" in str(filled[-1][1])
+    assert filled[-1][1].errno == errno.ENOSPC
+    started = threading.Thread(target=bytearray, args=(1 << 20,))
+    started.start()
+    started.join()
+    spaces[0].close()
+    spaces[-1].map(1 << 40, 0x1000, descriptor=memfd)
+    for space in spaces:
+        space.close()
 
 
 def test_the_number_of_maps_is_limited_by_name(

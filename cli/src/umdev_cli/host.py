@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -39,6 +40,8 @@ __all__ = ["Host", "Spec", "main"]
 _log = logging.getLogger("umdev.host")
 _REQUEST_SECONDS = 10.0
 _PARTING_SECONDS = 1.0  # who asked for the end gets the answer
+_ACCEPT_PAUSE = 0.1
+"""Seconds before another try when a connection can't be accepted."""
 
 
 class Spec(msgspec.Struct):
@@ -208,10 +211,7 @@ class Host:
         while not self._over:
             ready = {descriptor for descriptor, _ in poll.poll()}
             if self._listener.fileno() in ready and not self._over:
-                connection, _ = self._listener.accept()
-                talk = threading.Thread(target=self._converse, args=(connection,), daemon=True)
-                self._talks.add(talk)
-                talk.start()
+                self._take()
 
     def close(self) -> None:
         """End every device and remove what this process has in the runtime directory. May be called twice."""
@@ -236,6 +236,21 @@ class Host:
         os.close(self._wake_read)
         lock, self._lock = self._lock, -1
         hosts.release_folder(self._runtime, self._folder, lock)
+
+    def _take(self) -> None:
+        """Answer whoever knocks, in a thread of its own; never raises for want of descriptors or threads."""
+        try:
+            connection, _ = self._listener.accept()
+            try:
+                talk = threading.Thread(target=self._converse, args=(connection,), daemon=True)
+                talk.start()
+                self._talks.add(talk)
+            except BaseException:
+                connection.close()
+                raise
+        except (OSError, RuntimeError) as error:  # none is left: it can wait, and the devices go on
+            _log.warning("control: no connection: %s", error)
+            time.sleep(_ACCEPT_PAUSE)
 
     def _find(self, uuid: str) -> _Served:
         if uuid not in self._served:

@@ -14,7 +14,7 @@ from .attach import (
 from .device.dispatch import NativeDevice
 from .device.native import api_address
 from .hookspecs import hookimpl
-from .memory.address_space import AddressSpace
+from .memory.address_space import FILE_MAPS_MAX, AddressSpace
 from .memory.mapping import Mapping
 from .pci.indexes import IrqIndex, RegionIndex
 from .pci.interrupts import InterruptPort, VectorState
@@ -37,6 +37,7 @@ from .services import (
 )
 
 __all__ = [
+    "FILE_MAPS_MAX",
     "AddressSpace",
     "Area",
     "AttachedFunction",

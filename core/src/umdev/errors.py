@@ -20,6 +20,7 @@ Each class also derives from the standard exception that fits, and carries `errn
     |   +-- MappingPoisoned                       the client's file shrank under the map
     |   +-- DmaWouldDeadlock                      a handler would wait for the client; use deferred work
     |   +-- DmaAborted                            a reset ended the work that waited for the client
+    +-- MapLimit                                  a client has as many DMA maps as it may
     +-- PinLimit                  (OSError)       RLIMIT_MEMLOCK is too small
     +-- ProtectError              (OSError)       pages cannot be protected
     |   +-- ProtectorBusy                         another userfaultfd owns the memory
@@ -49,6 +50,7 @@ __all__ = [
     "DmaWouldDeadlock",
     "HypervisorError",
     "InvalidArgument",
+    "MapLimit",
     "MappingPoisoned",
     "NoInstanceLeft",
     "NotFound",
@@ -187,6 +189,12 @@ class DmaAborted(DmaError):
     """
 
     errno = _errno.ECANCELED
+
+
+class MapLimit(UmdevError):
+    """A client has as many DMA maps as it may, or all clients of the process together; the text has the number."""
+
+    errno = _errno.ENOSPC
 
 
 class PinLimit(UmdevError, OSError):

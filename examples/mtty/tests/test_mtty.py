@@ -2,14 +2,16 @@
 
 import os
 import random
+import resource
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from umdev.device import InvalidArgument, NoInstanceLeft
 from umdev_mtty import Mtty1, Mtty2, parent
-from umdev_mtty.port import OUTGOING_LIMIT
+from umdev_mtty.port import ACCEPT_PAUSE, OUTGOING_LIMIT
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 DLAB, RTS, DTR, OUT2, LOOP = 0x80, 0x02, 0x01, 0x08, 0x10
@@ -195,6 +197,38 @@ def test_a_unix_socket_peer_comes_and_goes(tmp_path):
                 assert peer.recv(1) == b"!"
             until(lambda: not port.read8(MSR) & 0x80)
     assert not path.exists()
+
+
+def test_a_peer_waits_while_no_descriptor_is_left(tmp_path, monkeypatch, caplog):
+    """The port tries again, and does not spin."""
+    from umdev_testkit.functions import attach
+
+    path = tmp_path / "port"
+    pauses = []
+    enough = threading.Event()
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            enough.set()
+
+    monkeypatch.setattr("umdev_mtty.port.time", SimpleNamespace(sleep=pause))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    device = parent.create("mtty-1", attributes={"port0": f"unix:{path}"})
+    with device, attach(device, "loopback") as card, socket.socket(socket.AF_UNIX) as peer:
+        port = card.bars[0]
+        start(port)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # fewer than are open
+            peer.connect(str(path))
+            assert enough.wait(20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        peer.sendall(b"hello")
+        assert drain(port, 5) == b"hello"
+    assert pauses == [ACCEPT_PAUSE] * 3
+    assert "no connection: [Errno 24]" in caplog.text
 
 
 def test_ports_are_shared_out():

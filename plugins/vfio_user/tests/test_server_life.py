@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from umdev.errors import InvalidArgument, SocketPathError, StateError, TransportError
 from umdev_vfio_user import Server, bus
-from umdev_vfio_user.sockets import MAX_PATH, check_peer
+from umdev_vfio_user.sockets import MAX_PATH, check_peer, listen
 
 MIB = 1 << 20
 
@@ -229,6 +229,24 @@ def test_socket_paths_that_are_refused(device, tmp_path: Path) -> None:
     # The listener is dead now: its socket is replaced.
     with Server(device, path=str(tmp_path / "busy")):
         pass
+
+
+def test_a_living_server_does_not_notice_who_wants_its_path(serve, device, tmp_path: Path) -> None:
+    """A client that comes and goes would reset the device."""
+    served = serve()
+    resets = list(device.resets)
+    for _ in range(3):
+        with pytest.raises(SocketPathError, match="another process"):
+            listen(served.server.socket_path)
+    raw = served.connect()
+    assert (served.server.clients, device.resets) == (1, resets)
+    raw.close()
+    bound = socket.socket(socket.AF_UNIX)  # about to listen
+    bound.bind(str(tmp_path / "bound"))
+    with pytest.raises(SocketPathError, match="another process"):
+        listen(str(tmp_path / "bound"))
+    bound.close()
+    listen(str(tmp_path / "bound")).close()
 
 
 def test_arguments(device, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from umdev.bus import FILE_MAPS_MAX
+from umdev_vfio_user.session import OFFERED
 
 INTX, MSI, MSIX, ERR, REQ = range(5)
 
@@ -210,6 +214,28 @@ def test_dma_map_refused(raw, memfd: int) -> None:
     finally:
         for fd in (read_only, pipe_read, pipe_write, file, event):
             os.close(fd)
+
+
+def test_more_dma_maps_than_the_server_has_told(serve, memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client can't use up the mappings that the kernel grants the process."""
+    raw = serve().connect(negotiate=False)
+    said = json.loads(raw.negotiate()[4:-1])["capabilities"]
+    assert said["max_dma_maps"] == FILE_MAPS_MAX
+    monkeypatch.setattr("umdev_vfio_user.session.OFFERED", replace(OFFERED, max_dma_maps=110))
+    monkeypatch.setattr("umdev.memory.address_space.FILE_MAPS_MAX", 100)  # 8,191 of them take long
+    for page in range(100):
+        assert raw.map(page * 0x2000, 0x1000, memfd, offset=page % 32 * 0x2000) == 0
+    assert raw.map(1 << 40, 0x1000, memfd) == errno.ENOSPC
+    assert raw.map(1 << 40, 0x1000, None) == 0
+    assert raw.unmap(0, 0x1000) == 0
+    assert raw.map(1 << 41, 0x1000, memfd) == 0
+    for page in range(9):
+        assert raw.map((1 << 42) + (page << 12), 0x1000, None) == 0
+    assert raw.map(1 << 43, 0x1000, None) == errno.ENOSPC
+    assert raw.unmap(1 << 42, 0x1000) == 0
+    assert raw.map(1 << 43, 0x1000, None) == 0
+    assert raw.unmap(0, 0, flags=2) == 0
+    raw.close()
 
 
 def test_unmap_what_is_not_there(raw, memfd: int) -> None:

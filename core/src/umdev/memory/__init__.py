@@ -1,6 +1,6 @@
 """Guest memory as a device sees it: maps, pins, protection; and the loopback guest's own view."""
 
-from .address_space import MAPS_MAX, AddressSpace
+from .address_space import FILE_MAPS_MAX, MAPS_MAX, AddressSpace
 from .compare import ComparisonProtector
 from .guest import GuestMemory
 from .mapping import Mapping
@@ -9,6 +9,7 @@ from .protect import GuestProtector, UserfaultProtector
 from .userfault import Userfault, open_userfault
 
 __all__ = [
+    "FILE_MAPS_MAX",
     "MAPS_MAX",
     "AddressSpace",
     "ComparisonProtector",

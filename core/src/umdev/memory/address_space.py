@@ -10,18 +10,18 @@ import contextlib
 import errno
 import logging
 import threading
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from umdev._calls import dma_read, dma_write
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
-from umdev.errors import Conflict, InvalidArgument, NotSupported, StateError, UmdevError
+from umdev.errors import Conflict, InvalidArgument, MapLimit, NotSupported, StateError
 from umdev.services import Protection
 
-from .failures import POISONED, dma_error
+from .failures import POISONED, check_table, dma_error
 from .mapping import Backing, Mapping
+from .space_maps import SpaceMaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("umdev.memory")
 
 MAPS_MAX: int = lib.UMDEV_MEMORY_MAPS_MAX
-"""Maps that one address space takes; a vfio-user server tells its client (`max_dma_maps`)."""
+"""Maps that one address space takes."""
+
+FILE_MAPS_MAX: int = min(MAPS_MAX, lib.umdev_memory_backings_max() // 4)
+"""Maps of a descriptor among them; a vfio-user server tells its client (`max_dma_maps`).
+
+Each costs the process one of its `vm.max_map_count` mappings (65,530 by default). An eighth of these is one client's,
+half all clients' together.
+"""
 
 SECTION_MAX: int = lib.UMDEV_MEMORY_SECTION_MAX
 """Bytes that are copied before a waiting unmap gets its turn."""
@@ -51,41 +58,6 @@ _BYTES = ffi.typeof("char[]")
 _ADDRESS = ffi.typeof("uint64_t *")
 _transfer = lib.umdev_memory_transfer
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
-
-
-class _Space:
-    """The maps of one PASID, sorted by address."""
-
-    __slots__ = ("maps", "starts")
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.maps: list[Mapping] = []
-
-    def at(self, iova: int) -> Mapping | None:
-        """The map that covers `iova`."""
-        index = bisect_right(self.starts, iova) - 1
-        if index < 0 or iova >= self.maps[index].end:
-            return None
-        return self.maps[index]
-
-    def overlapping(self, iova: int, end: int) -> list[Mapping]:
-        """The maps with a byte in iova..end, in ascending order."""
-        first = bisect_right(self.starts, iova) - 1
-        if first < 0 or self.maps[first].end <= iova:
-            first += 1
-        return self.maps[first : bisect_left(self.starts, end)]
-
-    def add(self, mapping: Mapping) -> None:
-        """`mapping` overlaps nothing."""
-        index = bisect_left(self.starts, mapping.iova)
-        self.starts.insert(index, mapping.iova)
-        self.maps.insert(index, mapping)
-
-    def drop(self, mapping: Mapping) -> None:
-        """`mapping` is here."""
-        index = bisect_left(self.starts, mapping.iova)
-        del self.starts[index], self.maps[index]
 
 
 class AddressSpace:
@@ -106,11 +78,12 @@ class AddressSpace:
         self._native = native
         if native is not None:
             lib.umdev_memory_set_device(self.pointer, native.pointer)
-        self._spaces: dict[int, _Space] = {}
+        self._spaces: dict[int, SpaceMaps] = {}
         self._registry = threading.Lock()  # of _spaces; never held while a listener or the device lock is waited for
         self._listeners: list[Callable[[Mapping], None]] = []
         self._late_listeners: list[Callable[[Mapping], None]] = []
         self._change_listeners: list[Callable[[], None]] = []
+        self._files = 0  # maps of descriptors
         self._closed = False
         self._fill: Filler | None = None
         self._handle: Any = ffi.NULL  # what C knows this object by
@@ -135,7 +108,7 @@ class AddressSpace:
         zeros replace it at the unmap, and it is unmapped (munmap) when nothing points to it any more. Neither: the
         memory is reachable by message only (see `set_messages`). After an error nothing has changed.
 
-        Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), UmdevError (too many maps, no memory).
+        Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), MapLimit, UmdevError (no memory).
         """
         end = _check_range(iova, length, space)
         if (iova | length | offset) & PAGE_MASK or offset < 0:
@@ -148,27 +121,35 @@ class AddressSpace:
         with self._registry:
             if self._closed:
                 raise StateError("the address space is closed")
-            maps = self._spaces.get(space) or _Space()
+            maps = self._spaces.get(space) or SpaceMaps()
             taken = maps.overlapping(iova, end)
             if taken:
                 raise Conflict(f"DMA map {iova:#x}+{length:#x} overlaps {taken[0]!r}")
             if host is not None:
                 backing: Backing | None = Backing.adopt(host, length, protection)
+            elif descriptor is not None:
+                if self._files >= FILE_MAPS_MAX:
+                    raise MapLimit(
+                        f"an address space takes {FILE_MAPS_MAX} maps of descriptors at most, an eighth of "
+                        "vm.max_map_count: map longer ranges, unmap some, or raise that (sysctl)"
+                    )
+                backing = Backing(descriptor, offset, length, protection)
             else:
-                backing = None if descriptor is None else Backing(descriptor, offset, length, protection)
+                backing = None
             mapping = Mapping(Iova(iova), length, protection, space, backing)
             entry = ffi.new("umdev_map_entry *")
             entry.space, entry.protection, entry.iova, entry.size = space, protection.value, iova, length
             entry.host = ffi.NULL if backing is None else backing.native.host
             entry.guard = -1 if backing is None else backing.guard
             try:
-                _check_table(lib.umdev_memory_insert(self.pointer, entry))
+                check_table(lib.umdev_memory_insert(self.pointer, entry))
             except BaseException:
                 if host is not None and backing is not None:
                     backing.give_back()
                 raise
             maps.add(mapping)
             self._spaces[space] = maps
+            self._files += descriptor is not None
         self._changed()
         return mapping
 
@@ -189,9 +170,9 @@ class AddressSpace:
                     if mapping.iova < iova or mapping.end > end:
                         raise InvalidArgument(f"unmap of {iova:#x}+{length:#x} would split {mapping!r}")
                 if maps and gone:
-                    _check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
+                    check_table(lib.umdev_memory_remove(self.pointer, space, iova, end - 1))
                     for mapping in gone:
-                        maps.drop(mapping)
+                        self._drop(maps, mapping)
             self._release(gone)
         if gone:
             self._changed()
@@ -208,8 +189,8 @@ class AddressSpace:
                 backing = mapping.backing
                 if maps is None or maps.at(mapping.iova) is not mapping or (backing is not None and backing.views):
                     return False
-                _check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
-                maps.drop(mapping)
+                check_table(lib.umdev_memory_remove(self.pointer, mapping.space, mapping.iova, mapping.end - 1))
+                self._drop(maps, mapping)
             self._release([mapping])
         self._changed()
         return True
@@ -220,8 +201,9 @@ class AddressSpace:
             with self._registry:
                 gone = [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
                 if gone:
-                    _check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
+                    check_table(lib.umdev_memory_publish(self.pointer, ffi.NULL, 0))
                 self._spaces.clear()
+                self._files = 0
             self._release(gone)
         if gone:
             self._changed()
@@ -238,6 +220,11 @@ class AddressSpace:
         """Every map, sorted by space and address."""
         with self._registry:
             return [mapping for _, maps in sorted(self._spaces.items()) for mapping in maps.maps]
+
+    @property
+    def count(self) -> int:
+        """How many maps there are; another thread may be changing that."""
+        return int(lib.umdev_memory_count(self.pointer))
 
     def find(self, iova: int, space: int = 0) -> Mapping | None:
         """The map that covers the address."""
@@ -361,6 +348,10 @@ class AddressSpace:
 
     # Inside.
 
+    def _drop(self, maps: SpaceMaps, mapping: Mapping) -> None:
+        maps.drop(mapping)
+        self._files -= mapping.file is not None
+
     def _device_locked(self) -> contextlib.AbstractContextManager[object]:
         if self._native is None or self._native.held:
             return contextlib.nullcontext()
@@ -405,7 +396,7 @@ class AddressSpace:
         end = _check_range(iova, length, space)
         write = protection is Protection.WRITE
         with self._registry:
-            maps = self._spaces.get(space) or _Space()
+            maps = self._spaces.get(space) or SpaceMaps()
             reached = iova
             for mapping in maps.overlapping(iova, end):
                 if mapping.iova > reached:
@@ -478,16 +469,3 @@ def _check_range(iova: int, length: int, space: int) -> int:
     if not 0 <= space < 1 << 32:
         raise InvalidArgument(f"space {space} does not fit into 32 bits")
     return iova + length
-
-
-def _check_table(result: int) -> None:
-    if result >= 0:
-        return
-    code = -result
-    if code == errno.ENOSPC:
-        error = UmdevError(f"an address space takes {MAPS_MAX} maps at most")
-        error.errno = code
-        raise error
-    if code == errno.EDEADLK:
-        raise StateError("maps can't change inside a reader section of the same thread")
-    raise MemoryError

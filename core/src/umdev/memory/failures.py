@@ -12,9 +12,11 @@ from umdev.errors import (
     DmaError,
     DmaWouldDeadlock,
     InvalidArgument,
+    MapLimit,
     MappingPoisoned,
     NotMapped,
     NotPermitted,
+    StateError,
     UmdevError,
 )
 
@@ -53,6 +55,17 @@ def dma_error(code: int, iova: int, length: int, failed: int, space: int, *, wri
     return error
 
 
+def check_table(result: int) -> None:
+    """Raise what a change of the table has answered. Raises: MapLimit, StateError, MemoryError."""
+    if result >= 0:
+        return
+    if result == -errno.ENOSPC:
+        raise MapLimit(f"an address space takes {lib.UMDEV_MEMORY_MAPS_MAX} maps at most")
+    if result == -errno.EDEADLK:
+        raise StateError("maps can't change inside a reader section of the same thread")
+    raise MemoryError
+
+
 def backing_error(code: int, descriptor: int, offset: int, length: int) -> UmdevError:
     """The error for `umdev_memory_backing_open` having answered `-code`."""
     what = f"can't map {length:#x} bytes at offset {offset:#x} of descriptor {descriptor}"
@@ -64,6 +77,11 @@ def backing_error(code: int, descriptor: int, offset: int, length: int) -> Umdev
         return InvalidArgument(f"{what}: the descriptor was not opened for the protection asked for")
     if code == errno.EBADF:
         return InvalidArgument(f"{what}: not an open descriptor")
+    if code == errno.EDQUOT:
+        return MapLimit(
+            f"{what}: all clients of this process together have {lib.umdev_memory_backings_max()} maps of files, "
+            "half of vm.max_map_count: raise that (sysctl), or serve the devices from more processes"
+        )
     if code in (errno.ENOMEM, errno.ENOSPC):
         error = UmdevError(f"{what}: {os.strerror(code)} (address space, huge pages, or vm.max_map_count)")
         error.errno = errno.ENOMEM

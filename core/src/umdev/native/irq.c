@@ -1,11 +1,7 @@
-/* The interrupts of one function. What may go out, and when; msix.c has the table, irq_watch.c the unmask eventfds. */
+/* The interrupts of one function. What may go out, and when; msix.c has the table, irq_eventfd.c the way out, irq_watch.c the
+ * unmask eventfds. */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "irq_private.h"
 
@@ -14,44 +10,10 @@ static void irq_lock(umdev_irq *irq)
     pthread_mutex_lock(&irq->mutex);
 }
 
-/* The kernel names the descriptor's kind; anything else could block a write or end in a file. */
-static bool is_eventfd(int fd)
-{
-    static const char kind[] = "anon_inode:[eventfd]";
-    char path[32], target[sizeof kind + 1];
-
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(path, target, sizeof target);
-    return length == (ssize_t)sizeof kind - 1 && !memcmp(target, kind, sizeof kind - 1);
-}
-
-/* A duplicate of a checked eventfd, or a negative errno. The duplicate is what is checked: the caller's number may be
- * closed and used again by another thread at any time. */
-static int dup_eventfd(int fd)
-{
-    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (copy < 0)
-        return errno == EBADF ? -EINVAL : -errno;
-    if (!is_eventfd(copy)) {
-        close(copy);
-        return -EINVAL;
-    }
-    return copy;
-}
-
-/* The peer owns the counter and may have filled it: then it has a signal to read already, and a write would block.
- * There is no write that refuses to wait on a descriptor whose owner did not ask for O_NONBLOCK, and the flag is shared
- * with the owner; so who fills its counter just between the two calls holds up its own device until it reads. */
 static void send_signal(umdev_irq *irq, const umdev_irq_vector *vector)
 {
-    const uint64_t one = 1;
-    struct pollfd out = {.fd = vector->fd, .events = POLLOUT};
-
     irq->counters.sent++;
-    if (poll(&out, 1, 0) == 1 && (out.revents & POLLOUT)) {
-        ssize_t written = write(vector->fd, &one, sizeof one);
-        (void)written; /* EAGAIN: the peer filled it just now */
-    }
+    umdev_eventfd_signal(vector->fd);
 }
 
 static bool heard(const umdev_irq *irq, const umdev_irq_vector *message)
@@ -172,7 +134,7 @@ int umdev_irq_connect(umdev_irq *irq, uint32_t index, uint32_t vector, int fd)
 {
     if (vector >= umdev_irq_vectors(irq, index))
         return -EINVAL;
-    int copy = fd < 0 ? -1 : dup_eventfd(fd);
+    int copy = fd < 0 ? -1 : umdev_eventfd_dup(fd);
     if (fd >= 0 && copy < 0)
         return copy;
     irq_lock(irq);
@@ -194,7 +156,7 @@ int umdev_irq_connect_unmask(umdev_irq *irq, uint32_t index, uint32_t vector, in
 {
     if (index != UMDEV_IRQ_INTX || vector >= umdev_irq_vectors(irq, index))
         return -EINVAL;
-    int copy = fd < 0 ? -1 : dup_eventfd(fd);
+    int copy = fd < 0 ? -1 : umdev_eventfd_dup(fd);
     if (fd >= 0 && copy < 0)
         return copy;
     return umdev_irq_watch(irq, copy);

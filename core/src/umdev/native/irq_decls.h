@@ -2,7 +2,8 @@
  *
  * A `umdev_irq` is every interrupt of one function: INTx, MSI, MSI-X, and VFIO's ERR and REQ notifications. Each vector
  * leads to an eventfd that a bus connects. Any thread may call anything here, with or without the device lock: the
- * mutex inside is a leaf, and no call waits for a peer. Errors are negative errno values.
+ * mutex inside is a leaf, and no call waits for a peer (where io_setup(2) is refused: unless the peer fills the counter
+ * of a blocking eventfd between a poll and a write). Errors are negative errno values.
  */
 
 /* Who owns the state of vectors: masks, enables, pending bits. */
@@ -22,7 +23,7 @@ enum umdev_irq_state {
 
 /* What became of interrupts, since the object was made. */
 typedef struct umdev_irq_counters {
-    uint64_t sent;    /* eventfds written (a saturated one counts: its reader has a signal to come) */
+    uint64_t sent;    /* eventfds signalled (a saturated one counts: its reader has a signal to come) */
     uint64_t pended;  /* messages kept as pending */
     uint64_t dropped; /* messages that bus mastering forbade */
 } umdev_irq_counters;

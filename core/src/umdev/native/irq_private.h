@@ -1,4 +1,4 @@
-/* What irq.c, irq_life.c, irq_watch.c and msix.c share; nobody else includes this. */
+/* What irq.c, irq_eventfd.c, irq_life.c, irq_watch.c and msix.c share; nobody else includes this. */
 #ifndef UMDEV_IRQ_PRIVATE_H
 #define UMDEV_IRQ_PRIVATE_H
 
@@ -62,6 +62,12 @@ struct umdev_irq {
 void umdev_irq_flush_vector(umdev_irq *irq, uint32_t index, uint32_t vector);
 /* After power-on every entry is zero and masked. The mutex is held. */
 void umdev_msix_reset(umdev_irq *irq);
+
+/* A duplicate of a checked eventfd, or a negative errno: -EINVAL for what is none. */
+int umdev_eventfd_dup(int fd);
+/* Add 1 to the counter of what umdev_eventfd_dup gave; one that is full stays full. Waits for nobody, where the kernel
+ * takes asynchronous requests (io_submit(2)) of this process; any thread. */
+void umdev_eventfd_signal(int fd);
 
 void umdev_irq_close_vector(umdev_irq_vector *vector);
 void umdev_irq_unref(umdev_irq *irq);

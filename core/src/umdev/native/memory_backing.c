@@ -4,9 +4,40 @@
 
 #include <errno.h>
 #include <linux/magic.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+
+static _Atomic uint32_t backings; /* counted ones that are open */
+static uint32_t backings_max;
+static pthread_once_t backings_once = PTHREAD_ONCE_INIT;
+
+static void read_max_map_count(void)
+{
+    unsigned long long limit = 65530; /* DEFAULT_MAX_MAP_COUNT of include/linux/mm.h */
+    FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+    if (file && fscanf(file, "%llu", &limit) != 1)
+        limit = 65530;
+    if (file)
+        fclose(file);
+    backings_max = limit / 2 > UINT32_MAX ? UINT32_MAX : (uint32_t)(limit / 2);
+}
+
+uint32_t umdev_memory_backings_max(void)
+{
+    pthread_once(&backings_once, read_max_map_count);
+    return backings_max;
+}
+
+static bool backing_count(void)
+{
+    if (atomic_fetch_add(&backings, 1) < umdev_memory_backings_max())
+        return true;
+    atomic_fetch_sub(&backings, 1);
+    return false;
+}
 
 static int backing_prot(uint32_t protection)
 {
@@ -33,20 +64,27 @@ int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, 
     uint64_t grain = huge ? (uint64_t)filesystem.f_bsize : 4096;
     uint64_t lead = offset & (grain - 1);
     uint64_t extent = (lead + length + grain - 1) & ~(grain - 1);
+    if (!backing_count())
+        return -EDQUOT;
     void *base = mmap(NULL, extent, backing_prot(protection), MAP_SHARED, descriptor, (off_t)(offset - lead));
-    if (base == MAP_FAILED)
-        return -errno;
+    if (base == MAP_FAILED) {
+        int error = -errno;
+        atomic_fetch_sub(&backings, 1);
+        return error;
+    }
     madvise(base, extent, MADV_DONTDUMP); /* a core file of the device needn't hold the guest */
     int guard = umdev_guard_add(base, extent, protection);
     if (guard < 0) {
         munmap(base, extent);
+        atomic_fetch_sub(&backings, 1);
         return guard;
     }
     *ret = (umdev_backing){.base = base,
                            .extent = extent,
                            .host = (uint8_t *)base + lead,
                            .protection = protection,
-                           .guard = guard};
+                           .guard = guard,
+                           .counted = 1};
     return 0;
 }
 
@@ -72,5 +110,6 @@ void umdev_memory_backing_close(umdev_backing *backing)
         return;
     umdev_guard_remove(backing->guard);
     munmap(backing->base, backing->extent);
+    atomic_fetch_sub(&backings, backing->counted);
     *backing = (umdev_backing){.guard = -1};
 }

@@ -75,9 +75,13 @@ typedef struct umdev_backing {
     uint8_t *host;
     uint32_t protection;
     int32_t guard;
+    uint32_t counted; /* 1: among those that umdev_memory_backings_max limits */
 } umdev_backing;
+/* How many files this process maps at once, for all address spaces together: half of vm.max_map_count as it was at the
+ * first call, so that no client takes what threads, libraries and malloc need. */
+uint32_t umdev_memory_backings_max(void);
 /* The descriptor is only borrowed. 0, or -EMEDIUMTYPE (neither tmpfs nor hugetlbfs), -EFBIG (beyond the end of the
- * file), -EACCES (not opened for this), -EINVAL, -ENOMEM. */
+ * file), -EACCES (not opened for this), -EDQUOT (umdev_memory_backings_max are open), -EINVAL, -ENOMEM. */
 int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, uint32_t protection,
                               umdev_backing *ret);
 /* Take over memory that the caller has mapped, whole pages. 0, -EINVAL (crooked), -ENOMEM; then it stays the caller's. */

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import socket
 import threading
+import time
 import tty
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 OUTGOING_LIMIT = 4096
 """Bytes of the guest that wait for a slow host; then the transmitter reports itself busy."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds before another try when a connection can't be accepted."""
+
+_log = logging.getLogger("umdev.mtty")
 
 
 class Receiver(Protocol):
@@ -126,7 +133,7 @@ class HostPort:
         wire = self._terminal if self._peer is None else self._peer.fileno()
         with self._lock():
             room, sending = self._uart.room, bool(self._outgoing)
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # takes no descriptor, which may be the very thing that is missing
             selector.register(self._wake_read, selectors.EVENT_READ)
             if wire is not None:
                 events = (selectors.EVENT_READ if room else 0) | (selectors.EVENT_WRITE if sending else 0)
@@ -139,15 +146,23 @@ class HostPort:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         if self._listener is not None and self._listener.fileno() in ready:
-            self._peer, _ = self._listener.accept()
-            self._peer.setblocking(False)
-            with self._lock():
-                self._uart.carrier(connected=True)
+            self._accept(self._listener)
         if wire is not None:
             if ready.get(wire, 0) & selectors.EVENT_WRITE:
                 self._flush(wire)
             if ready.get(wire, 0) & selectors.EVENT_READ:
                 self._fill(wire)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            self._peer, _ = listener.accept()
+        except OSError as error:  # no descriptor left, most likely: it can wait
+            _log.warning("%s: no connection: %s", self.path, error)
+            time.sleep(ACCEPT_PAUSE)
+            return
+        self._peer.setblocking(False)
+        with self._lock():
+            self._uart.carrier(connected=True)
 
     def _flush(self, wire: int) -> None:
         with self._lock():

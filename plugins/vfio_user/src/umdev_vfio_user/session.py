@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from umdev.bus import Protection, ResetKind, VectorState
-from umdev.errors import ProtocolError, UmdevError
+from umdev.bus import FILE_MAPS_MAX, Protection, ResetKind, VectorState
+from umdev.errors import MapLimit, ProtocolError, UmdevError
 
 from . import irqs
 from .describe import describe, refusal
@@ -37,6 +37,7 @@ from .protocol import (
 )
 from .protocol.constants import MAX_FDS, Command
 from .protocol.requests import FROM_CLIENT
+from .protocol.version import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from .link import Link
 
 log = logging.getLogger("umdev.vfio_user")
+
+OFFERED = replace(OURS, max_dma_maps=FILE_MAPS_MAX)
+"""What a server takes of its client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class Session:
         return request, serve(request)
 
     def _version(self, message: Message) -> tuple[Request, Answer]:
-        client, reply = negotiate(message.payload)
+        client, reply = negotiate(message.payload, OFFERED)
         self.client = client
         state = self._vector_state or client.vector_state
         self.attachment.interrupts.set_policy(VectorState.CORE if state == "core" else VectorState.CLIENT)
@@ -137,7 +141,10 @@ class Session:
             protection |= Protection.READ
         if request.flags & DmaMapFlag.WRITABLE:
             protection |= Protection.WRITE
-        self.attachment.memory.map(
+        memory = self.attachment.memory
+        if memory.count >= OFFERED.max_dma_maps:
+            raise MapLimit(f"the client was told max_dma_maps={OFFERED.max_dma_maps}, and has as many")
+        memory.map(
             request.address,
             request.size,
             descriptor=request.descriptor,

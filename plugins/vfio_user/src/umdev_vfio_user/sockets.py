@@ -53,7 +53,9 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise SocketPathError(f"{path} exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    # A datagram socket can't connect to a stream socket (unix(7), EPROTOTYPE). So a server that lives there learns
+    # nothing of it: no client comes whose end would reset its device. ECONNREFUSED: no living socket has the file.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(path)
     if code != errno.ECONNREFUSED:

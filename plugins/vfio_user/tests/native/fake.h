@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "umdev.h"
-#include "link_decls.h"
+#include "link.h"
 
 #define CHECK(condition)                                                          \
     do {                                                                          \

@@ -1,4 +1,6 @@
 /* The link by itself: accesses, batches, descriptors, hostile bytes, the log. */
+#include <time.h>
+
 #include "fake.h"
 
 static void test_accesses(void)
@@ -158,6 +160,42 @@ static void test_broken(void)
     CHECK(s.event == UMDEV_LINK_CLOSED);
 }
 
+typedef struct slow_reader {
+    int fd;
+    size_t bytes;
+} slow_reader;
+
+/* Reads a little, again and again: each time there is room for a part of the message. */
+static void *read_slowly(void *context)
+{
+    slow_reader *reader = context;
+    char bytes[4096];
+    ssize_t count;
+    while ((count = read(reader->fd, bytes, sizeof(bytes))) > 0) {
+        reader->bytes += (size_t)count;
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
+    return NULL;
+}
+
+/* What a client leaves room for now and then does not buy it more time: the connection ends. */
+static void test_a_slow_reader_has_one_deadline(void)
+{
+    served s;
+    serve_connect(&s);
+    s.link->send_timeout_ms = 200;
+    uint8_t *message = calloc(1, UMDEV_LINK_MAX_MESSAGE); /* takes the reader five seconds at least */
+    slow_reader reader = {.fd = s.client};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, read_slowly, &reader) == 0);
+    CHECK(umdev_link_send(s.link, message, UMDEV_LINK_MAX_MESSAGE, NULL, 0) == -ETIMEDOUT);
+    CHECK(umdev_link_send(s.link, message, LINK_HEADER, NULL, 0) == -ENOTCONN);
+    pthread_join(thread, NULL);
+    CHECK(reader.bytes > 0 && reader.bytes < UMDEV_LINK_MAX_MESSAGE);
+    free(message);
+    serve_end(&s);
+}
+
 static size_t read_all(int fd, char *text, size_t room)
 {
     size_t length = 0;
@@ -203,6 +241,7 @@ int main(void)
     test_multi();
     test_descriptors();
     test_broken();
+    test_a_slow_reader_has_one_deadline();
     test_log();
     test_transfers();
     puts("ok");

@@ -1,11 +1,13 @@
 /* A link's life: made once per served device, connected once per client. */
 #include <errno.h>
+#include <limits.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "link.h"
@@ -40,6 +42,7 @@ umdev_link *umdev_link_new(const umdev_api *api, umdev_device *device)
     link->device = device;
     link->fd = -1;
     link->reply_timeout_ms = LINK_REPLY_TIMEOUT_MS;
+    link->send_timeout_ms = LINK_SEND_TIMEOUT_MS;
     link->max_transfer = UMDEV_LINK_MAX_TRANSFER;
     link->buffer = map_buffer(LINK_CAPACITY);
     link->reply = map_buffer(LINK_REPLY_SIZE);
@@ -89,10 +92,6 @@ int umdev_link_set_region(umdev_link *link, uint32_t index, uint64_t size, uint3
 
 int umdev_link_connect(umdev_link *link, int fd)
 {
-    struct timeval limit = {LINK_SEND_TIMEOUT_S, 0};
-    /* A client that never reads must not hold a thread, which may hold the device lock, for ever. */
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) < 0)
-        return -errno;
     pthread_mutex_lock(&link->mutex);
     int status = link->state == LINK_IDLE ? 0 : -EBUSY;
     if (status == 0) {
@@ -161,6 +160,26 @@ void umdev_link_stop(umdev_link *link)
     pthread_mutex_unlock(&link->mutex);
 }
 
+static int64_t monotonic_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Return when there may be room, or a signal came; -ETIMEDOUT at `end`. */
+static int wait_for_room(const umdev_link *link, int64_t end)
+{
+    struct pollfd out = {.fd = link->fd, .events = POLLOUT};
+    int64_t left = end - monotonic_ms();
+    if (left <= 0)
+        return -ETIMEDOUT;
+    poll(&out, 1, left > INT_MAX ? INT_MAX : (int)left);
+    return 0;
+}
+
+/* A client that reads nothing, or a byte now and then, must not hold a thread, which may hold the device lock, for long:
+ * the whole message has one deadline. SO_SNDTIMEO would begin anew with each part that goes out. */
 int link_send_bytes(umdev_link *link, const uint8_t *bytes, size_t length, const int32_t *fds, uint32_t fd_count)
 {
     union {
@@ -170,6 +189,7 @@ int link_send_bytes(umdev_link *link, const uint8_t *bytes, size_t length, const
     size_t sent = 0;
     int status = 0;
     pthread_mutex_lock(&link->sending);
+    int64_t end = monotonic_ms() + link->send_timeout_ms;
     while (status == 0 && sent < length) {
         ssize_t count;
         if (fd_count && sent == 0) {
@@ -185,14 +205,16 @@ int link_send_bytes(umdev_link *link, const uint8_t *bytes, size_t length, const
             c->cmsg_type = SCM_RIGHTS;
             c->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
             memcpy(CMSG_DATA(c), fds, sizeof(int) * fd_count);
-            count = sendmsg(link->fd, &message, MSG_NOSIGNAL);
+            count = sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         } else {
-            count = send(link->fd, bytes + sent, length - sent, MSG_NOSIGNAL);
+            count = send(link->fd, bytes + sent, length - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
         }
         if (count > 0)
             sent += (size_t)count;
+        else if (errno == EAGAIN)
+            status = wait_for_room(link, end);
         else if (errno != EINTR)
-            status = errno == EPIPE || errno == ECONNRESET ? -ENOTCONN : errno == EAGAIN ? -ETIMEDOUT : -errno;
+            status = errno == EPIPE || errno == ECONNRESET ? -ENOTCONN : -errno;
     }
     pthread_mutex_unlock(&link->sending);
     if (status < 0 && sent) /* half a message: nothing that follows could be understood */

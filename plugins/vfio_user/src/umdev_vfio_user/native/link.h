@@ -16,7 +16,7 @@ enum {
     LINK_MAX_QUEUED_FDS = 256, /* of messages that wait for their turn */
     LINK_DMA_CHUNK = 65536,    /* fits a socket's default buffer, so that a request never waits half sent */
     LINK_CAPACITY = 2 * UMDEV_LINK_MAX_MESSAGE + 65536,
-    LINK_SEND_TIMEOUT_S = 5
+    LINK_SEND_TIMEOUT_MS = 5000
 };
 
 /* Message header and commands: vfio-user specification, "Header" and "Commands". */
@@ -91,6 +91,7 @@ struct umdev_link {
     int layout;
     uint32_t max_transfer;
     uint32_t reply_timeout_ms;
+    uint32_t send_timeout_ms; /* for a whole message, however the client reads it; never changes while it is used */
     int cancelled;      /* transfers end at once */
     int wake;           /* an eventfd, readable while they do */
     /* Received bytes: [head, scan) whole commands, [scan, tail) not looked at yet. Replies are taken out at once. */
@@ -151,6 +152,7 @@ void link_log_flush(umdev_link *link);
 void link_log_close(umdev_link *link);
 
 /* link.c */
+/* 0, -ENOTCONN, -ETIMEDOUT, or another negative errno. After half a message the connection is shut down. */
 int link_send_bytes(umdev_link *link, const uint8_t *bytes, size_t length, const int32_t *fds, uint32_t fd_count);
 
 #endif
