@@ -82,7 +82,7 @@ def test_every_block_says_what_it_is():
 def documented():
     """The names in the reference: one by one, or with their whole module."""
     text = "".join(path.read_text() for path in ROOT.glob("docs/reference/*.md"))
-    found = set(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", text, re.MULTILINE))
+    found = set(re.findall(r"^\.\. auto(?:class|data|function):: (\w+)$", text, re.MULTILINE))
     for name in re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE):
         module = importlib.import_module(name)
         found.update(getattr(module, "__all__", vars(module)))

@@ -1,5 +1,5 @@
-/* The interrupts of one function. What may go out, and when; msix.c has the table, irq_eventfd.c the way out, irq_watch.c the
- * unmask eventfds. */
+/* The interrupts of one function. What may go out, and when; msix.c has the table, irq_eventfd.c the way out,
+ * irq_watch.c the unmask eventfds. */
 #include <errno.h>
 #include <string.h>
 

@@ -12,12 +12,12 @@
 
 #include "irq_private.h"
 
-/* A write to an eventfd waits while the counter is full, unless O_NONBLOCK is set; the flag belongs to the open file, which
- * the client shares, and pwritev2 refuses RWF_NOWAIT there. The kernel's own signal never waits and leaves a full counter
- * full (fs/eventfd.c, eventfd_signal_mask). It is sent for each asynchronous request that completes (io_submit(2),
- * IOCB_FLAG_RESFD), and a read of no bytes completes before io_submit returns (fs/aio.c). */
+/* A write to an eventfd waits while the counter is full, unless O_NONBLOCK is set; the flag belongs to the open file,
+ * which the client shares, and pwritev2 refuses RWF_NOWAIT there. The kernel's own signal never waits and leaves a full
+ * counter full (fs/eventfd.c, eventfd_signal_mask). It is sent for each asynchronous request that completes
+ * (io_submit(2), IOCB_FLAG_RESFD), and a read of no bytes completes before io_submit returns (fs/aio.c). */
 enum {
-    SIGNALS_MAX = 64,  /* completions taken back at once; the kernel keeps twice as many, and counts them in fs.aio-nr */
+    SIGNALS_MAX = 64,  /* requests of the context, as fs.aio-nr counts them, and completions taken back at once */
     ATTEMPTS_MAX = 16, /* other threads may fill the room that one of them made */
 };
 
@@ -115,7 +115,7 @@ static bool is_eventfd(int fd)
 
 int umdev_eventfd_dup(int fd)
 {
-    /* The duplicate is what is checked: the caller's number may be closed and used again by another thread at any time. */
+    /* The duplicate is what is checked: the caller's number may be closed and used again by another thread. */
     int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (copy < 0)
         return errno == EBADF ? -EINVAL : -errno;
