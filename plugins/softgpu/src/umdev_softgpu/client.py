@@ -24,7 +24,8 @@ class Job(Protocol):
     def step(self, budget: Budget) -> Step:
         """Do some, as much as the budget has, and look at `budget.left` often.
 
-        Called by one thread, without any lock: take the device lock for registers and interrupts, briefly, and look at
+        Called without any lock, one step of a scheduler at a time (but see `Scheduler` for memory that is reached by
+        message), and in any of its threads: take the device lock for registers and interrupts, briefly, and look at
         `budget.stopped` while it is held. An exception ends this job; it is logged and counted.
         """
 
@@ -50,6 +51,8 @@ class Queue:
         """For the scheduler: the first one may be running."""
         self.running: Budget | None = None
         """For the scheduler: the budget of the step under way."""
+        self.thread = 0
+        """For the scheduler: which thread that step is in."""
         self.ready = False
         """For the scheduler: whether it is in its client's round."""
         self.look_ns = FIRST_LOOK_NS
@@ -104,6 +107,8 @@ class Client:
         self.round: collections.deque[Queue] = collections.deque()
         """For the scheduler: queues with work, in the order of their turns."""
         self.closed = False
+        self.waits = False
+        """For the scheduler: a step of it waits for the client's answer to a message; none other begins meanwhile."""
         self.held = False
         """For the scheduler: a limit or a pause has kept it from running since it woke."""
         self._frames: FrameLimiter | None = None
