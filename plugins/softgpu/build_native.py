@@ -14,6 +14,8 @@ ffi = FFI()
 ffi.cdef((INCLUDE / "umdev_decls.h").read_text())
 ffi.cdef((PUBLIC / "softgpu_decls.h").read_text())
 ffi.cdef((NATIVE / "functions.h").read_text())
+ffi.cdef('extern "Python" void softgpu_wait_begins(void);')
+ffi.cdef('extern "Python" void softgpu_wait_ends(void);')
 ffi.set_source(
     "umdev_softgpu._native",
     '#include "softgpu.h"\n#include "functions.h"\n',

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from umdev_softgpu import Budget, Scheduler, Step
+from umdev_softgpu._native import lib
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -122,3 +123,74 @@ def test_handlers_that_take_all_of_a_step_s_time_leave_it_one_piece(monkeypatch)
     monkeypatch.setattr("umdev_softgpu.budget.give_way", budget.expire)
     assert budget.left
     assert not budget.left
+
+
+class Asking:
+    """Waits for a client, as a transfer by message does, while `answer` is not set."""
+
+    def __init__(self):
+        self.began, self.answer, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def step(self, budget):
+        lib.softgpu_wait_begins()
+        self.began.set()
+        self.answer.wait()
+        lib.softgpu_wait_ends()
+        self.ended.set()
+        return Step.DONE
+
+
+def test_others_run_while_a_step_waits_for_its_client(scheduler):
+    asking, behind = Asking(), Signal()
+    client = scheduler.add_client("mute")
+    client.add_queue("bcs").submit(asking)
+    assert asking.began.wait(60)
+    client.add_queue("rcs").submit(behind)
+    other = scheduler.add_client("other").add_queue("bcs")
+    for _ in range(10):
+        job = Signal()
+        other.submit(job)
+        assert job.ran.wait(60)
+    assert not asking.ended.is_set()
+    assert not behind.ran.is_set(), "a client has one step at a time"
+    asking.answer.set()
+    assert asking.ended.wait(60)
+    assert behind.ran.wait(60)
+
+
+def test_a_step_that_waited_goes_on_when_nobody_else_has_the_engine(scheduler):
+    asking, hog = Asking(), Spinning()
+    scheduler.add_client("slow").add_queue("bcs").submit(asking)
+    assert asking.began.wait(60)
+    scheduler.add_client("hog").add_queue("bcs").submit(hog)
+    assert hog.began.wait(60)
+    asking.answer.set()
+    assert asking.ended.wait(60), "the hog's budget is an hour: only the return can have ended its step"
+
+
+def test_many_slow_clients_share_an_engine_with_a_hog(scheduler):
+    scheduler.budget_ns = MS
+    jobs = [Asking() for _ in range(8)]
+    for number, job in enumerate(jobs):
+        scheduler.add_client(f"slow {number}").add_queue("bcs").submit(job)
+    scheduler.add_client("hog").add_queue("bcs").submit(Spinning())
+    assert all(job.began.wait(60) for job in jobs)
+    for job in jobs:
+        job.answer.set()
+    assert all(job.ended.wait(60) for job in jobs)
+
+
+def test_cancel_and_close_wait_for_a_step_that_waits(scheduler):
+    asking = Asking()
+    client = scheduler.add_client("slow")
+    queue = client.add_queue("bcs")
+    queue.submit(asking)
+    assert asking.began.wait(60)
+    threading.Timer(0.05, asking.answer.set).start()
+    assert queue.cancel(wait=True) == [asking]
+    assert asking.ended.is_set()
+    after = Signal()
+    queue.submit(after)
+    assert after.ran.wait(60)
+    scheduler.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == f"umdev-{scheduler.name}"]

@@ -134,7 +134,7 @@ void umdev_device_resume(umdev_device *device)
 
 void umdev_device_settle(umdev_device *device, int cancel)
 {
-    if (!device->suspended)
+    if (!device->suspended && !cancel)
         return;
     device->ending += cancel != 0;
     if (cancel && device->memory)
@@ -142,6 +142,8 @@ void umdev_device_settle(umdev_device *device, int cancel)
     /* Who resumes keeps the lock to the end of what it does, since `ending` forbids it to suspend again. */
     while (device->suspended)
         umdev_device_wait(device);
+    if (cancel && device->memory) /* those of threads without the lock, which engines have */
+        umdev_memory_drain_messages(device->memory);
     device->ending -= cancel != 0;
     if (cancel && device->memory && !device->ending)
         umdev_memory_cancel_messages(device->memory, 0);

@@ -27,7 +27,8 @@ int umdev_device_held(umdev_device *device);    /* 1: the calling thread holds i
 int umdev_device_suspend(umdev_device *device);
 void umdev_device_resume(umdev_device *device);
 /* With the lock held, which is free meanwhile: until nothing is suspended any more. `cancel`: what is suspended gets
- * -ECANCELED now, and for all further DMA by message until it has let the lock go for good. */
+ * -ECANCELED now, and for all further DMA by message until it has let the lock go for good; what threads without the
+ * lock have under way by message gets it, too. */
 void umdev_device_settle(umdev_device *device, int cancel);
 
 /* What the calling thread is doing inside a handler of `device`. */

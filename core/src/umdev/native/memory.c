@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 
 struct umdev_memory {
     _Atomic(umdev_table *) table;
@@ -11,6 +13,7 @@ struct umdev_memory {
     umdev_device *device;
     pthread_mutex_t publishing; /* one publisher at a time */
     pthread_rwlock_t messages;  /* held shared while the carrier runs */
+    _Atomic uint32_t carried;   /* transfers that the carrier has */
     umdev_message_transfer transfer;
     umdev_message_cancel cancel;
     void *context;
@@ -199,6 +202,20 @@ void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled)
     pthread_rwlock_unlock(&memory->messages);
 }
 
+void umdev_memory_drain_messages(umdev_memory *memory)
+{
+    pthread_rwlock_rdlock(&memory->messages);
+    for (unsigned tries = 0; memory->cancel && atomic_load(&memory->carried); tries++) {
+        if (tries < 64) {
+            sched_yield();
+        } else {
+            struct timespec pause = {.tv_nsec = 50000};
+            nanosleep(&pause, NULL);
+        }
+    }
+    pthread_rwlock_unlock(&memory->messages);
+}
+
 void umdev_memory_set_device(umdev_memory *memory, umdev_device *device)
 {
     memory->device = device;
@@ -268,7 +285,9 @@ static int transfer_message(umdev_memory *memory, uint64_t iova, void *bytes, ui
     if (suspended < 0)
         return suspended;
     pthread_rwlock_rdlock(&memory->messages);
+    atomic_fetch_add(&memory->carried, 1);
     int result = memory->transfer ? memory->transfer(memory->context, iova, bytes, length, write) : -ENOTCONN;
+    atomic_fetch_sub(&memory->carried, 1);
     pthread_rwlock_unlock(&memory->messages);
     if (suspended)
         umdev_device_resume(memory->device);

@@ -45,6 +45,8 @@ void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer tran
                                void *context);
 /* Passes it on to `cancel`, if there is one. */
 void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled);
+/* While they are cancelled: until the carrier has none, whoever asked for them. Without `cancel` it waits for nothing. */
+void umdev_memory_drain_messages(umdev_memory *memory);
 /* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section, with
  * the device's lock held or not. 1: a map covers it now. */
 typedef int (*umdev_memory_filler)(void *context, uint32_t space, uint64_t iova, uint64_t length, int write);

@@ -33,7 +33,7 @@ class Bell:
 
 
 class Bells:
-    """All bells of a scheduler. Any thread may call any method; `wait` is the scheduler's thread's alone."""
+    """All bells of a scheduler. Any thread may call any method; `wait` is for one thread at a time."""
 
     def __init__(self) -> None:
         native = lib.softgpu_bells_new()
@@ -51,6 +51,10 @@ class Bells:
             raise MemoryError("no memory for a bell")
         bell = self._bells[number] = Bell(ffi.gc(native, lib.softgpu_bell_free), answer)
         return bell
+
+    def __len__(self) -> int:
+        """How many bells have an owner."""
+        return len(self._bells)
 
     @property
     def rung(self) -> bool:

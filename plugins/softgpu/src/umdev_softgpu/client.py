@@ -27,7 +27,8 @@ class Job(Protocol):
     def step(self, budget: Budget) -> Step:
         """Do some, as much as the budget has, and look at `budget.left` often.
 
-        Called by one thread, without any lock: take the device lock for registers and interrupts, briefly, and look at
+        Called without any lock, one step of a scheduler at a time (but see `Scheduler` for memory that is reached by
+        message), and in any of its threads: take the device lock for registers and interrupts, briefly, and look at
         `budget.stopped` while it is held. An exception ends this job; it is logged and counted.
         """
 
@@ -55,6 +56,8 @@ class Queue:
         """For the scheduler: the first one may be running."""
         self.running: Budget | None = None
         """For the scheduler: the budget of the step under way."""
+        self.thread = 0
+        """For the scheduler: which thread that step is in."""
         self.ready = False
         """For the scheduler: whether it is in its client's round."""
         self.look_ns = FIRST_LOOK_NS
@@ -109,6 +112,10 @@ class Client:
         self.round: collections.deque[Queue] = collections.deque()
         """For the scheduler: queues with work, in the order of their turns."""
         self.closed = False
+        self.waits = False
+        """For the scheduler: a step of it waits for the client's answer to a message; none other begins meanwhile."""
+        self.unheard: set[Queue] = set()
+        """For the scheduler: whose bells have rung meanwhile."""
         self.held = False
         """For the scheduler: a limit or a pause has kept it from running since it woke."""
         self._frames: FrameLimiter | None = None
@@ -173,9 +180,10 @@ class Client:
     def add_queue(self, name: str, answer: Callable[[], None] | None = None) -> Queue:
         """A queue. With `answer`, C can give it work without the interpreter: it keeps the work and rings `Queue.bell`.
 
-        Then the scheduler's thread, holding no lock, calls `answer`, which submits what there is: between two steps,
-        or when a step under way looks at its budget. At least once after the last ring; with a ManualClock, when it is
-        advanced. An exception is logged and counted as a job's.
+        Then one of the scheduler's threads, holding no lock, calls `answer`, which submits what there is, and touches
+        no guest memory: between two steps, or when a step under way looks at its budget, but not while a step of this
+        client waits for a message. One answer at a time, and at least one after the last ring; with a ManualClock,
+        when it is advanced. An exception is logged and counted as a job's.
 
         Raises: StateError when it is closed.
         """

@@ -1,7 +1,8 @@
-"""The engine's time: one thread that runs steps of many clients' work, as a policy shares it out."""
+"""The engine's time: steps of many clients' work, one at a time, as a policy shares it out."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -18,6 +19,7 @@ from .budget import UNLIMITED, Budget, Step
 from .client import FIRST_LOOK_NS, LAST_LOOK_NS, Client, Queue
 from .limits import NANOSECONDS
 from .policy import FairShare, Policy, Turn
+from .waiting import Running, own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +45,15 @@ class Scheduler:
     Its thread starts with the first work, or the first queue that C may fill, and sleeps when there is none.
 
     A step gets at most `budget_ns`; what it takes, to the nanosecond, is charged to its queue and client. No lock is
-    held while a step runs. On a ManualClock there is no thread: `clock.advance()` runs the steps, and each takes the
-    time that its units are worth.
+    held while a step runs.
+
+    A step that asks for memory by message leaves the engine to others until the client has answered, or has not for as
+    long as the bus waits: another thread serves them and hears their bells, and the step goes on when none of theirs is
+    under way. The time between is nobody's, no other step of that client begins, and its bells are heard afterwards. So
+    there are at most as many threads as clients, and one.
+
+    On a ManualClock there is no thread: `clock.advance()` runs the steps, and each takes the time that its units are
+    worth.
     """
 
     def __init__(
@@ -68,12 +77,13 @@ class Scheduler:
         """The time that all steps have taken."""
         self.clients: list[Client] = []
         self._changed = threading.Condition()  # a step has ended
-        self._bells = Bells()  # what the thread sleeps on
+        self._bells = Bells()  # what `_thread` sleeps on
         self._blocked: list[tuple[int, int, Queue]] = []  # a heap of looks at blocked work
         self._sequence = itertools.count()
-        self._running: tuple[Client, int] | None = None  # and when its step began
-        self._runner = 0  # the thread that runs it
-        self._thread: threading.Thread | None = None
+        self._running: Running | None = None  # the step that has the engine
+        self._returning = 0  # steps that want it back
+        self._thread: threading.Thread | None = None  # begins steps and hears bells; None: it waits for a message
+        self._threads: set[threading.Thread] = set()
         self._closed = False
         self._forget: Callable[[], None] = lambda: None
         if isinstance(self.clock, ManualClock):
@@ -109,7 +119,7 @@ class Scheduler:
             queue = Queue(client, name)
             if answer is not None:
                 queue.bell = self._bells.add(functools.partial(self._ask, queue, answer))
-                self._start_thread()
+                self._expect_thread()
             client.queues.append(queue)
         return queue
 
@@ -135,7 +145,7 @@ class Scheduler:
             queue.pending.append(job)
             if len(queue.pending) == 1:
                 self._make_ready(queue)
-            self._start_thread()
+            self._expect_thread()
 
     def wake(self, queue: Queue) -> None:
         """See `Queue.wake`."""
@@ -143,6 +153,7 @@ class Scheduler:
             queue.look_ns = FIRST_LOOK_NS
             if queue.pending and queue.running is None:
                 self._make_ready(queue)
+                self._expect_thread()
 
     def cancel(self, queue: Queue, *, wait: bool = False) -> list[Job]:
         """See `Queue.cancel`."""
@@ -153,25 +164,66 @@ class Scheduler:
             running = queue.running
             if running is not None:
                 running.stop()
-            if wait and running is not None and self._runner != threading.get_ident():
+            if wait and running is not None and queue.thread != threading.get_ident():
                 self._changed.wait_for(lambda: queue.running is not running)
         return dropped
 
     def look(self) -> None:
         """Think again whose turn it is."""
+        with self._changed:
+            if any(client.round for client in self.clients):
+                self._expect_thread()
         self._bells.wake()
 
     def close(self) -> None:
-        """Drop all work, wait for a step under way, end the thread. Without any device lock; may be called twice."""
+        """Drop all work, wait for steps under way, end the threads. Without any device lock; may be called twice."""
         with self._changed:
             self._closed = True
-            thread, self._thread = self._thread, None
+            threads = self._threads - {threading.current_thread()}
         self._bells.wake()
         for client in tuple(self.clients):
             self.remove_client(client)
         self._forget()
-        if thread is not None and thread is not threading.current_thread():
+        for thread in threads:
             thread.join()
+
+    # For a step that waits for a message; called in its thread, no lock held.
+
+    def leave(self, step: Running) -> None:
+        """Others may use the engine."""
+        if self.clock.manual:  # what a test sees must not hang on threads
+            return
+        with self._changed:
+            step.queue.client.waits = True
+            self._charge(step, self.clock.now_ns)
+            self._free_engine()
+            if self._thread is threading.current_thread():
+                self._thread = None
+                others = any(client.round and not client.waits for client in self.clients)
+                if others or self._blocked or self._bells:
+                    with contextlib.suppress(RuntimeError):  # the machine has no more threads: they wait
+                        self._expect_thread()
+
+    def come_back(self, step: Running) -> None:
+        """Have the engine again, as soon as no other step has it."""
+        if self.clock.manual:
+            return
+        client = step.queue.client
+        with self._changed:
+            self._hurry(client, self.clock.now_ns)
+            self._returning += 1
+            self._changed.wait_for(lambda: self._running is None)
+            self._returning -= 1
+            client.waits = False
+            step.began = self.clock.now_ns
+            self.policy.wake(client, step.began)
+            self._running = step
+            if self._thread is None:
+                self._thread = threading.current_thread()
+            for queue in client.unheard:
+                if queue.bell is not None:
+                    queue.bell.ring()
+            client.unheard.clear()
 
     # Inside; the lock is held where nothing else is said.
 
@@ -179,26 +231,32 @@ class Scheduler:
         if self._closed:
             raise StateError(f"{self.name} is closed and takes no work")
 
-    def _start_thread(self) -> None:
+    def _expect_thread(self) -> None:
         if self._thread is None and not self.clock.manual and not self._closed:
-            self._thread = threading.Thread(target=self._serve, name=f"umdev-{self.name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._serve, name=f"umdev-{self.name}", daemon=True)
+            thread.start()
+            self._thread = thread
+            self._threads.add(thread)
 
     def _make_ready(self, queue: Queue) -> None:
         if queue.ready or queue.running is not None:
             return
         client = queue.client
         now = self.clock.now_ns
-        if not client.round and not (self._running and self._running[0] is client):
+        if not client.round and not (self._running and self._running.queue.client is client):
             self.policy.wake(client, now)
         self._join_round(queue)
-        if self._running is not None:
-            running, started = self._running
-            if running is not client and self.policy.preempts(client, running, now - started):
-                for other in running.queues:
-                    if other.running is not None:
-                        other.running.expire()
+        if not client.waits:
+            self._hurry(client, now)
         self._bells.wake()
+
+    def _hurry(self, client: Client, now: int) -> None:
+        """End the step under way early, if the policy wants that for a client that woke."""
+        step = self._running
+        if step is None or step.queue.client is client:
+            return
+        if self.policy.preempts(client, step.queue.client, now - step.began):
+            step.budget.expire()
 
     def _join_round(self, queue: Queue) -> None:
         queue.ready = True
@@ -213,11 +271,13 @@ class Scheduler:
 
     def _next(self, now: int) -> tuple[Turn, int]:
         """Whose turn it is; and, for nobody's, when to think again."""
+        if self._running is not None or self._returning:  # a step that waited goes on; its end wakes us
+            return Turn(None), now + LONGEST_SLEEP_NS
         self._look_at_blocked(now)
         ready = []
         again = now + LONGEST_SLEEP_NS
         for client in self.clients:
-            if not client.round:
+            if not client.round or client.waits:
                 continue
             due = client.due_ns
             if due > now:
@@ -240,7 +300,17 @@ class Scheduler:
         for bell in self._bells.take():
             bell.answer()
 
+    def _listen(self) -> None:
+        """`_answer`, in the middle of a step; one that has waited leaves it to the thread that took its place."""
+        if self._thread is threading.current_thread():
+            self._answer()
+
     def _ask(self, queue: Queue, answer: Callable[[], None]) -> None:
+        with self._changed:
+            # Its step may want the engine, which we may have, with the device lock held, which the answer takes.
+            if queue.client.waits:
+                queue.client.unheard.add(queue)
+                return
         try:
             if not queue.client.closed:
                 answer()
@@ -259,8 +329,9 @@ class Scheduler:
 
     def _serve(self) -> None:
         lib.softgpu_thread_computes(SLICE_NS)  # a kernel that does not know it does without
+        own_thread = threading.current_thread()
         with self._changed:
-            while not self._closed:
+            while not self._closed and self._thread is own_thread:
                 if self._bells.rung:
                     self._unlocked(self._answer)
                 now = self.clock.now_ns
@@ -270,8 +341,9 @@ class Scheduler:
                     continue
                 limit = min(turn.ns, self.budget_ns)
                 deadline_ns = time.monotonic_ns() + limit
-                budget = Budget(UNLIMITED, deadline_ns=deadline_ns, bells=self._bells, answer=self._answer)
+                budget = Budget(UNLIMITED, deadline_ns=deadline_ns, bells=self._bells, answer=self._listen)
                 self._step(turn.client, budget, now, lambda: self.clock.now_ns)
+            self._threads.discard(own_thread)
 
     def _advance(self, until_ns: int) -> int | None:
         """One step on a manual clock, or the way to the next one. None: nothing more happens by then."""
@@ -305,9 +377,8 @@ class Scheduler:
         if not queue.pending:  # cancelled while it waited for its turn
             return
         job = queue.pending[0]
-        queue.running = budget
-        self._running = client, started
-        self._runner = threading.get_ident()
+        queue.running, queue.thread = budget, threading.get_ident()
+        self._running = own.step = step = Running(self, queue, budget, started)
         self._changed.release()
         outcome = Step.DONE
         failed = False
@@ -317,24 +388,33 @@ class Scheduler:
             failed = True
             log.exception("%s: a job of %s/%s failed", self.name, client.name, queue.name)
         finally:
+            own.step = None
             self._changed.acquire()
         ended = end()
-        self._running = None
+        self._free_engine()
         queue.running = None
         queue.failures += failed
-        self._charge(queue, started, ended - started)
+        self._charge(step, ended)
         if queue.pending and queue.pending[0] is job and not budget.stopped:
             self._go_on(queue, outcome, ended)
         elif queue.pending:  # cancelled, and submitted anew
             self._make_ready(queue)
-        self._changed.notify_all()
 
-    def _charge(self, queue: Queue, started: int, used: int) -> None:
+    def _free_engine(self) -> None:
+        """For steps that want it back, for who waits for the end of this one, and for who begins the next one."""
+        self._running = None
+        self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._bells.wake()
+
+    def _charge(self, step: Running, ended: int) -> None:
+        """For what it did since it got the engine; a wait makes two steps of one."""
+        queue, used = step.queue, ended - step.began
         queue.steps += 1
         queue.busy_ns += used
         self.busy_ns += used
-        queue.client.charge(started, used)
-        self.policy.charge(queue.client, started, used)
+        queue.client.charge(step.began, used)
+        self.policy.charge(queue.client, step.began, used)
 
     def _go_on(self, queue: Queue, outcome: Step, now: int) -> None:
         if outcome is Step.BLOCKED:

@@ -150,12 +150,29 @@ static int result_of(int error)
     }
 }
 
+static void (*_Atomic wait_begins)(void);
+static void (*_Atomic wait_ends)(void);
+
+void softgpu_on_wait(void (*begins)(void), void (*ends)(void))
+{
+    atomic_store(&wait_begins, begins);
+    atomic_store(&wait_ends, ends);
+}
+
+/* The client answers when it likes, or never: whoever shares this thread must not wait with us. */
 static int transfer_by_message(softgpu_port *port, uint64_t address, uint8_t *bytes, uint64_t length, bool write)
 {
     if (atomic_load(&port->closed))
         return SOFTGPU_CLOSED;
-    return result_of(write ? port->api->dma_write(port->memory, 0, address, bytes, length)
-                           : port->api->dma_read(port->memory, 0, address, bytes, length));
+    void (*begins)(void) = atomic_load(&wait_begins);
+    void (*ends)(void) = atomic_load(&wait_ends);
+    if (begins)
+        begins();
+    int error = write ? port->api->dma_write(port->memory, 0, address, bytes, length)
+                      : port->api->dma_read(port->memory, 0, address, bytes, length);
+    if (ends)
+        ends();
+    return result_of(error);
 }
 
 int port_transfer(softgpu_port *port, const softgpu_run *run, void *bytes, uint64_t length, bool write, uint64_t *moved)

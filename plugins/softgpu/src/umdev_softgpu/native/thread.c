@@ -1,4 +1,4 @@
-/* softgpu: what the engine's thread is to the kernel's scheduler. */
+/* softgpu: what an engine's thread is to the kernel's scheduler. */
 #include "internal.h"
 
 #include <errno.h>
