@@ -1,4 +1,4 @@
-"""The engine's time: one thread that runs steps of many clients' work, as a policy shares it out."""
+"""The engine's time: steps of many clients' work, one at a time, as a policy shares it out."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Scheduler:
     between is nobody's, and no other step of that client begins. So there are at most as many threads as clients, and
     one.
 
-    On a ManualClock there is no thread: `clock.advance()` runs the steps, and each takes the
-    time that its units are worth.
+    On a ManualClock there is no thread: `clock.advance()` runs the steps, and each takes the time that its units are
+    worth.
     """
 
     def __init__(
