@@ -55,6 +55,11 @@ struct umdev_xen_vcpu {
     struct umdev_xen_request request;
     uint32_t done;            /* of the request's repetitions */
     bool busy;                /* `request` is to be answered */
+    struct {                  /* of a store over a page's end, the first piece of which was an event */
+        uint64_t address;
+        uint32_t length;
+        uint8_t bytes[8];
+    } rest;
     uint64_t answered;        /* when, in nanoseconds; with `answers` */
     uint64_t answered_frame;
     _Atomic uint64_t passes;  /* odd while it is inside a step */
@@ -92,6 +97,11 @@ struct umdev_xen {
     pthread_mutex_t cache; /* of the mappings, held while their bytes are copied */
     struct umdev_xen_mapping mappings[UMDEV_XEN_MAPPINGS];
     uint64_t clock;
+    struct { /* with the cache's mutex: tracked pages that the loop itself has stored to, a bit each */
+        uint64_t first;
+        uint32_t count;
+        uint8_t *bits;
+    } landed;
 
     uint32_t vcpu_count;
     umdev_xen_vcpu *vcpus[UMDEV_XEN_VCPUS];
@@ -117,5 +127,7 @@ bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu);
 /* dispatch.c. One access; 0, or an event kind that Python must see. */
 int umdev_xen_dispatch(umdev_xen_vcpu *vcpu, const struct umdev_xen_request *request, uint64_t address, uint8_t *bytes,
                        umdev_xen_event *event);
+/* A guest's store within one page: UMDEV_XEN_STORE and the event if the page is emulated, else 0 and nothing is done. */
+int umdev_xen_store(umdev_xen *domain, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event);
 
 #endif
