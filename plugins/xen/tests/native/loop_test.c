@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CHECK(condition) \
@@ -201,7 +202,15 @@ static void test_requests(void)
     umdev_xen_hold(domain);
     CHECK(umdev_xen_is_busy(domain, 3) && !umdev_xen_is_busy(domain, 2));
     umdev_xen_unhold(domain);
+    go(vcpu); /* answered: whether Xen fetches that at once or late, it has its time from then on */
+    nanosleep(&(struct timespec){.tv_nsec = UMDEV_XEN_ENDING + 1}, NULL);
+    umdev_xen_hold(domain);
+    CHECK(umdev_xen_is_busy(domain, 3));
     page[REQUEST_FLAGS] = STATE_NONE;
+    CHECK(umdev_xen_is_busy(domain, 3) && !umdev_xen_is_busy(domain, 2));
+    nanosleep(&(struct timespec){.tv_nsec = UMDEV_XEN_ENDING + 1}, NULL);
+    CHECK(!umdev_xen_is_busy(domain, 3));
+    umdev_xen_unhold(domain);
 
     /* What a device gives is a store like any other: over a page's end, of which the first piece is emulated. */
     uint8_t bits[2] = {0xFF, 0xFF};

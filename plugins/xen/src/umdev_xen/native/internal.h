@@ -19,7 +19,9 @@
 #define UMDEV_XEN_FUNCTIONS 32u
 #define UMDEV_XEN_REPS 4096u /* a processor's request repeats at most within a page of bytes */
 #define UMDEV_XEN_MAPPINGS 16u
-#define UMDEV_XEN_ENDING 20000000u /* nanoseconds in which Xen surely ends an instruction that has been answered */
+/* Nanoseconds in which Xen ends an instruction whose answer it has fetched. It does so in one go, in microseconds: the
+ * processor is in Xen and is not taken off there. An assumption where Xen itself is a guest, and loses its own processor. */
+#define UMDEV_XEN_ENDING 50000000u
 
 /* Fields of struct ioreq and their values: xen/hvm/ioreq.h. 32 bytes for each processor. */
 #define REQUEST_SIZE 32u
@@ -60,8 +62,9 @@ struct umdev_xen_vcpu {
         uint32_t length;
         uint8_t bytes[8];
     } rest;
-    uint64_t answered;        /* when, in nanoseconds; with `answers` */
+    bool answered;            /* with `answers`, as the next two: it may still be ending the instruction */
     uint64_t answered_frame;
+    uint64_t fetched;         /* when the answer was first seen to have been, in nanoseconds; 0: not yet */
     _Atomic uint64_t passes;  /* odd while it is inside a step */
 };
 
@@ -120,8 +123,6 @@ bool umdev_xen_is_emulated(umdev_xen *domain, uint64_t address);
 /* request.c. True: a request was there, and is in `vcpu->request`. */
 bool umdev_xen_request_take(umdev_xen_vcpu *vcpu);
 void umdev_xen_request_answer(umdev_xen_vcpu *vcpu);
-/* When a processor was last answered, for umdev_xen_is_busy. */
-uint64_t umdev_xen_now(void);
 /* Answers a request that no processor makes, and says so. */
 bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu);
 /* dispatch.c. One access; 0, or an event kind that Python must see. */
