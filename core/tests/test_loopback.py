@@ -127,6 +127,20 @@ def test_trap_tells_before_the_store_lands(device, function):
 
 
 @needs_userfaultfd
+def test_a_store_lands_and_is_counted_when_its_notification_fails(device, function, caplog):
+    def fail(write):
+        raise RuntimeError("on purpose")
+
+    with function.allocate(PAGE) as buffer:
+        device.memory.protect(ProtectMode.TRAP, [buffer.address], fail)
+        buffer.write(0, b"new")
+        assert device.memory.read(buffer.address, 3) == b"new"
+    assert device.native.counters["faulted"] == 1
+    assert str(device.native.last_fault) == "on purpose"
+    assert "the notification of a page write failed" in caplog.text
+
+
+@needs_userfaultfd
 def test_track_reports_every_stored_page(device, function):
     with function.allocate(64 * PAGE) as buffer:
         pages = [buffer.address + n * PAGE for n in range(64)]

@@ -12,7 +12,7 @@ ffi = FFI()
 ffi.cdef((INCLUDE / "umdev_decls.h").read_text())
 ffi.cdef((NATIVE / "kvm_decls.h").read_text())
 ffi.cdef((NATIVE / "emulate_decls.h").read_text())
-ffi.cdef('extern "Python" void umdev_kvm_store_told(void *, uint64_t, uint64_t, uint32_t);')
+ffi.cdef('extern "Python" int umdev_kvm_store_told(void *, uint64_t, uint64_t, uint32_t);')
 ffi.set_source(
     "umdev_kvm._fast",
     '#include "umdev.h"\n#include "kvm_decls.h"\n#include "emulate_decls.h"\n',

@@ -114,6 +114,8 @@ class PageProtector(Service, Protocol):
     def protect(self, pages: Sequence[Iova], notify: Callable[[PageWrite], None] | None = None) -> None:
         """Arm pages (page-aligned addresses) in one batch. TRAP, EMULATE: `notify` is called with the device lock held.
 
+        After a `notify` that raised the store lands as it was made; with EMULATE, unless another device has taken it.
+
         Raises: ProtectError, NotMapped.
         """
 

@@ -105,6 +105,26 @@ def test_a_reset_ends_what_waits(client: MessageClient, device: Sample, ends: En
     assert device.native.counters["faulted"] == 0
 
 
+def test_a_reset_ends_what_a_thread_without_the_lock_waits_for(client: MessageClient, device: Sample) -> None:
+    """As an engine's thread does."""
+    ended = []
+
+    def own() -> None:
+        try:
+            device.memory.read(MEMORY, 4096)
+        except DmaError as error:
+            ended.append(type(error).__name__)
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    client.request()
+    assert client.call(RESET)[0] == 0
+    thread.join(WAIT)
+    assert ended == ["DmaAborted"]
+    client.enable()
+    client.finish_dma(client.start_dma(3))
+
+
 def test_work_that_a_reset_ends_is_no_fault(
     client: MessageClient, device: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:

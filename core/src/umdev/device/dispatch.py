@@ -287,7 +287,7 @@ class NativeDevice:
         self._listeners.append(listener)
 
     def count_fault(self, error: BaseException) -> None:
-        """Count a failure outside an access (deferred work)."""
+        """Count a failure outside an access (deferred work, notifications of stores). Device lock held."""
         self._python_faults += 1
         self.last_fault = error
 

@@ -55,10 +55,14 @@ class DeviceMemory:
     between, and what they may change must be looked at again. Where it is mapped the lock is kept.
     """
 
-    def __init__(self, memory: AddressSpace, services: MemoryServices) -> None:
+    def __init__(
+        self, memory: AddressSpace, services: MemoryServices, faulted: Callable[[BaseException], None] | None = None
+    ) -> None:
+        """`faulted` is told of a notification of `protect` that raised."""
         self._memory = memory
         self._address = memory.address
         self._services = services
+        self._faulted = faulted
         self._pins: dict[tuple[int, int], _Pin] = {}  # by space and page
         self._lock = threading.Lock()
         self._cancel = memory.on_unmap(self._forget, late=True)
@@ -205,9 +209,27 @@ class DeviceMemory:
         EMULATE and TRAP call `notify(PageWrite)` with the device lock held; a trapped page is writable afterwards until
         it is armed again (in deferred work: then read it). TRACK: see `collect`.
 
+        A `notify` that raises loses nothing of the guest's: the store lands as the driver made it, in EMULATE too
+        (unless another device emulates the page and has taken it). The exception is logged, and counted in the device's
+        faults.
+
         Raises: ServiceUnavailable (nobody gives that guarantee here; with reasons), ProtectorBusy, NotMapped.
         """
-        self._services.protector(mode).protect(pages, notify)
+        self._services.protector(mode).protect(pages, self._counting(notify))
+
+    def _counting(self, notify: Callable[[PageWrite], None] | None) -> Callable[[PageWrite], None] | None:
+        faulted = self._faulted
+        if notify is None or faulted is None:
+            return notify
+
+        def told(write: PageWrite) -> None:
+            try:
+                notify(write)
+            except Exception as error:
+                faulted(error)
+                raise
+
+        return told
 
     def unprotect(self, mode: ProtectMode, pages: Sequence[Iova]) -> None:
         """Undo; pages never protected are ignored."""

@@ -76,7 +76,7 @@ class Device:
         self._interrupt_port = InterruptPort(type(self).interrupts)
         self._attachment: Attachment | None = None
         self._closed = False
-        self.memory = DeviceMemory(self.address_space, CurrentServices(self))
+        self.memory = DeviceMemory(self.address_space, CurrentServices(self), self.native.count_fault)
         self.work = WorkQueue(str(self), self.clock, self.native.locked, self._work_failed)
         self.regions: dict[int, Region] = {}
         try:

@@ -1,8 +1,8 @@
 """EMULATE on a machine: protected pages lie in read-only memory slots, so every store to them is an exit.
 
 A store comes with its address and value, once, in order for each processor, and does not land: the model applies it to
-memory, or drops it. Loads pass with no exit. A locked read-modify-write is not atomic, and a store that KVM can't
-decode ends the run with a HypervisorError.
+memory, or drops it; if its notification fails, the store lands as it is. Loads pass with no exit. A locked
+read-modify-write is not atomic, and a store that KVM can't decode ends the run with a HypervisorError.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class EmulateProtector:
     """A `PageProtector` that gives EMULATE to one device of a machine.
 
     `notify` is called in the thread of the processor that stores, with the device lock held; the processor goes on when
-    it returns. The store has not landed: write it to memory, or leave it.
+    it returns. The store has not landed: write it to memory, or leave it. It lands when `notify` raises.
     """
 
     mode = ProtectMode.EMULATE
@@ -238,12 +238,14 @@ class EmulateProtector:
         lib.umdev_kvm_watcher_free(watcher)
         _open.discard(self)
 
-    def stored(self, address: int, value: int, width: int) -> None:
-        """A processor stores `width` bytes."""
+    def stored(self, address: int, value: int, width: int) -> bool:
+        """A processor stores `width` bytes; whether the model has them."""
         known = self._pages.get(address & ~PAGE_MASK)
-        if known is not None:
-            page, notify = known
-            notify(PageWrite(Iova(page + (address & PAGE_MASK)), value, width))
+        if known is None:
+            return False
+        page, notify = known
+        notify(PageWrite(Iova(page + (address & PAGE_MASK)), value, width))
+        return True
 
     def _opened(self) -> None:
         if self._watcher is None:
@@ -302,8 +304,9 @@ def _pieces(part: RamPart, start: int, end: int, emulated: Collection[int]) -> l
 
 
 @ffi.def_extern(name="umdev_kvm_store_told")  # type: ignore[untyped-decorator]  # cffi's handles are untyped
-def _told(context: Any, address: int, value: int, width: int) -> None:
+def _told(context: Any, address: int, value: int, width: int) -> int:
     try:
-        ffi.from_handle(context).stored(address, value, width)
-    except Exception:  # noqa: BLE001 - the guest goes on whatever a model does; the store is dropped
-        _log.exception("the notification of a store failed")
+        return int(ffi.from_handle(context).stored(address, value, width))
+    except Exception:  # noqa: BLE001 - the guest goes on whatever a model does
+        _log.exception("the notification of a store failed: it lands as it is")
+        return 0

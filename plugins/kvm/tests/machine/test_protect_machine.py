@@ -178,6 +178,20 @@ def test_emulate_drops_what_the_model_does_not_apply_and_leaves_neighbours_alone
     assert len(watcher.stores) == before
 
 
+def test_a_store_whose_model_fails_lands_and_is_counted(storm, watcher):
+    def fail(write):
+        raise RuntimeError("on purpose")
+
+    machine = storm.machine
+    watcher.memory.protect(ProtectMode.EMULATE, ALL[:1], fail)
+    code = f"mov dword ptr [{PAGES:#x}], 0x11223344\n mov byte ptr [{PAGES + 2:#x}], 5\n exit 1\n"
+    machine.load(assemble(f"test edi, edi\n jnz park\n {code}park: jmp park"))
+    assert machine.run(20).value == 1
+    assert word(machine, PAGES) == 0x11053344
+    assert watcher.native.counters["faulted"] == 2
+    assert str(watcher.native.last_fault) == "on purpose"
+
+
 @pytest.mark.parametrize(
     ("instruction", "expected"),
     [

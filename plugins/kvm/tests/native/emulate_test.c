@@ -38,13 +38,14 @@ static void unlock(umdev_device *device)
     pthread_mutex_unlock(&device->mutex);
 }
 
-static void stored(void *context, uint64_t address, uint64_t value, uint32_t length)
+static int stored(void *context, uint64_t address, uint64_t value, uint32_t length)
 {
     umdev_device *device = context;
     CHECK(length == 4);
     device->told++;
     /* A device writes to memory as DMA does; both may hear of one store. */
     __atomic_store_n(&memory[(address - GUEST) / 4], (uint32_t)value, __ATOMIC_RELAXED);
+    return 1;
 }
 
 static void *processor(void *argument)
@@ -86,11 +87,26 @@ static void *restless(void *argument)
 
 static umdev_kvm_watcher *suicidal;
 
-static void closes_itself(void *context, uint64_t address, uint64_t value, uint32_t length)
+static int closes_itself(void *context, uint64_t address, uint64_t value, uint32_t length)
 {
     (void)address, (void)value, (void)length;
     umdev_kvm_watcher_free(suicidal);
     ++*(int *)context;
+    return 1;
+}
+
+static int drops(void *context, uint64_t address, uint64_t value, uint32_t length)
+{
+    (void)address, (void)value, (void)length;
+    ++*(int *)context;
+    return 1;
+}
+
+static int fails(void *context, uint64_t address, uint64_t value, uint32_t length)
+{
+    (void)address, (void)value, (void)length;
+    ++*(int *)context;
+    return 0;
 }
 
 int main(void)
@@ -125,6 +141,19 @@ int main(void)
     CHECK(store(emulator, GUEST + 100, &byte, 1) == 1 && calls == 1);
     CHECK(store(emulator, GUEST + 100, &byte, 1) == 1 && calls == 1 && ((uint8_t *)memory)[100] == 7);
     CHECK(store(emulator, GUEST - 1, &byte, 1) == 0);
+
+    /* What its model fails to take lands, unless another has it; nobody is told twice. */
+    int failed = 0;
+    umdev_kvm_watcher *failing = umdev_kvm_watcher_new(emulator, &devices[0], fails, &failed);
+    CHECK(umdev_kvm_watcher_set(failing, GUEST, 1) == 0);
+    byte = 9;
+    CHECK(store(emulator, GUEST + 100, &byte, 1) == 1 && failed == 1 && ((uint8_t *)memory)[100] == 9);
+    umdev_kvm_watcher *dropping = umdev_kvm_watcher_new(emulator, &devices[1], drops, &calls);
+    CHECK(umdev_kvm_watcher_set(dropping, GUEST, 1) == 0);
+    byte = 11;
+    CHECK(store(emulator, GUEST + 100, &byte, 1) == 1 && failed == 2 && calls == 2 && ((uint8_t *)memory)[100] == 9);
+    umdev_kvm_watcher_free(failing);
+    umdev_kvm_watcher_free(dropping);
     umdev_kvm_emulator_free(emulator);
     return 0;
 }

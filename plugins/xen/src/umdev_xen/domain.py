@@ -108,7 +108,7 @@ class Domain:
                 """What is plugged, and where it answers."""
                 self.emulator = Emulator(domid, self._native, self.server)
                 """Pages whose stores come here."""
-                self.tracker = DirtyTracker(self._handles)
+                self.tracker = DirtyTracker(self._handles, self._native)
                 """Pages whose stores Xen notes down."""
             except BaseException:
                 self.server.close()

@@ -199,8 +199,8 @@ class StoreProtector:
     """A `PageProtector` that gives EMULATE or TRAP to one device of a domain.
 
     `notify` is called in the thread of the processor that stores, with the device lock held; the processor goes on when
-    it returns. EMULATE: the store has not landed; write it to memory, or leave it. TRAP: it lands afterwards, and the
-    page is writable until it is protected again.
+    it returns. EMULATE: the store has not landed; write it to memory, or leave it; it lands when `notify` raises. TRAP:
+    it lands afterwards, and the page is writable until it is protected again.
     """
 
     def __init__(self, emulator: Emulator, attachment: Attachment, mode: ProtectMode) -> None:
@@ -286,7 +286,8 @@ class StoreProtector:
             try:
                 notify(write)
             except Exception:  # noqa: BLE001 - the guest goes on whatever a model does
-                _log.exception("the notification of a store failed")
+                _log.exception("the notification of a store failed: it lands as it is")
+                return False
             finally:
                 if trapped:
                     with self._changes:

@@ -53,7 +53,6 @@ ffi.cdef("""
     int xendevicemodel_inject_msi(xendevicemodel_handle *dmod, uint16_t domid, uint64_t address, uint32_t data);
     int xendevicemodel_track_dirty_vram(xendevicemodel_handle *dmod, uint16_t domid, uint64_t first, uint32_t count,
                                         unsigned long *bitmap);
-    int xendevicemodel_modified_memory(xendevicemodel_handle *dmod, uint16_t domid, uint64_t first, uint32_t count);
     int xendevicemodel_set_mem_type(xendevicemodel_handle *dmod, uint16_t domid, int type, uint64_t first,
                                     uint32_t count);
     int xendevicemodel_relocate_memory(xendevicemodel_handle *dmod, uint16_t domid, uint32_t size, uint64_t source,

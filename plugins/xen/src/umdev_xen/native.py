@@ -91,6 +91,17 @@ class Native:
         """The other direction; False where there is none."""
         return not lib.umdev_xen_copy(self.pointer, address, ffi.from_buffer(data), len(data), 1)
 
+    def set_tracked(self, first: int, count: int) -> None:
+        """Remember stores to these frames that the loop lands itself."""
+        if lib.umdev_xen_set_tracked(self.pointer, first, count):
+            raise MemoryError
+
+    def take_landed(self, count: int) -> bytes:
+        """A bit for each of the `count` frames tracked that was stored to so since the last call."""
+        bits = ffi.new("uint8_t[]", count // 8 + 1)
+        lib.umdev_xen_take_landed(self.pointer, bits)
+        return bytes(bits)
+
     @contextlib.contextmanager
     def answers_held(self) -> Iterator[None]:
         """No processor is answered meanwhile; only `is_busy` may be called."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from umdev.hypervisor import PageWrite
 
     from .handles import Handles
+    from .native import Native
 
 __all__ = ["FRAMES_MAX", "DirtyTracker", "TrackProtector"]
 
@@ -32,8 +33,9 @@ FRAMES_MAX = (1 << 30) // PAGE_SIZE
 class DirtyTracker:
     """The tracked range of one domain. Any thread."""
 
-    def __init__(self, handles: Handles) -> None:
+    def __init__(self, handles: Handles, native: Native) -> None:
         self._handles = handles
+        self._native = native
         self._lock = threading.Lock()  # of all below, and of who is told
         self._first = 0
         self._count = 0
@@ -59,6 +61,7 @@ class DirtyTracker:
                 self._collect()
             if (first, end - first) != (self._first, self._count):
                 try:
+                    self._native.set_tracked(first, end - first)
                     self._ask(first, end - first)
                 except HypervisorError as error:
                     self.refusal = str(error)
@@ -83,6 +86,7 @@ class DirtyTracker:
                 del self._watched[client], self._dirty[client]
             if not self._watched and self._count:
                 self._first = self._count = 0
+                self._native.set_tracked(0, 0)
                 try:
                     self._ask(0, 0)
                 except HypervisorError:  # the domain has gone
@@ -108,6 +112,9 @@ class DirtyTracker:
     def _collect(self) -> None:
         bits = self._ask(self._first, self._count)
         frames = set(_frames(bits, self._first))
+        # What a device gave to `rep ins` or `rep movs`, or a TRAP held up, lands through another mapping than the
+        # guest's.
+        frames.update(_frames(self._native.take_landed(self._count), self._first))
         for client, known in self._watched.items():
             self._dirty[client] |= known & frames
 
@@ -123,6 +130,7 @@ class DirtyTracker:
     def _begin_anew(self) -> None:
         """Xen may have dropped the old range when it refused the new one."""
         if self._count:
+            self._native.set_tracked(self._first, self._count)
             self._ask(self._first, self._count)
             for client, known in self._watched.items():
                 self._dirty[client] |= known

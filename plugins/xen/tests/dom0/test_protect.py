@@ -12,6 +12,7 @@ from umdev_testkit.xen_payloads import payload
 pytestmark = pytest.mark.xen
 SECONDS = 200.0  # for what takes milliseconds on an idle machine
 PAGE = 0x10_0000
+BAR4, PORT = 0xF010_0000, 0xC100
 
 
 @pytest.fixture
@@ -58,6 +59,19 @@ def test_emulated_stores_come_once_with_address_and_value(guest, domain, memory)
     assert guest.read(PAGE, 4) == struct.pack("<I", 0x1234)
     assert domain.counters["requests"] == counted, "ordinary memory again"
     assert len(told) == 10
+
+
+def test_a_store_whose_model_fails_lands_and_is_counted(guest, domain, memory, sample):
+    def fail(write):
+        raise RuntimeError("on purpose")
+
+    memory.protect(ProtectMode.EMULATE, [PAGE], fail)
+    memory.protect(ProtectMode.TRAP, [PAGE + 0x1000], fail)
+    guest.load(payload(f"mov dword ptr [{PAGE + 4:#x}], 0x11223344\nmov dword ptr [{PAGE + 0x1000:#x}], 5\nexit 1\n"))
+    assert guest.run(SECONDS) == 1
+    assert guest.read(PAGE + 4, 4) == struct.pack("<I", 0x11223344)
+    assert guest.read(PAGE + 0x1000, 4) == struct.pack("<I", 5)
+    assert sample.native.counters["faulted"] == 2
 
 
 def cool(domain):
@@ -150,6 +164,54 @@ def test_tracking_beside_emulation(guest, domain, memory):
     assert guest.run(SECONDS) == 1
     assert list(memory.collect()) == [0x20_1000]
     assert [(write.address, write.value) for write in told] == [(PAGE, 1)]
+
+
+def from_device(slot: int, port_to: int, memory_to: int, count: int = 3) -> str:
+    """`rep insb` of as many bytes, and `rep movsd` of as many doublewords, from the sample's FIFO to memory."""
+    return (
+        f"config_write {slot}, 0x20, {BAR4:#x}\nconfig_write {slot}, 0x24, {PORT:#x}\nconfig_write {slot}, 4, 7\n"
+        f"mov dx, {PORT:#x}\nmov edi, {port_to:#x}\nmov ecx, {count}\nrep insb\n"
+        f"mov esi, {BAR4:#x}\nmov edi, {memory_to:#x}\nmov ecx, {count}\nrep movsd\nexit 1\n"
+    )
+
+
+@pytest.mark.parametrize("mode", ["emulate", "trap"])
+def test_what_a_device_gives_to_a_protected_page_is_told_of(guest, domain, sample, mode):
+    """Xen has it stored by the device model, in data by pointer: for the guest it is a store like any other."""
+    slot = domain.plug(sample)
+    told = []
+    with sample.locked():
+        sample.queue.extend(range(1, 64))
+    if mode == "emulate":
+        sample.memory.protect(ProtectMode.EMULATE, [PAGE], lambda write: told.append((write.address, write.value)))
+    else:
+        sample.memory.protect(
+            ProtectMode.TRAP, [PAGE], lambda write: told.append((write.address, sample.memory.read(PAGE, 4)))
+        )
+    guest.load(payload(from_device(slot, PAGE, PAGE + 0x100)))
+    assert guest.run(SECONDS) == 1
+    if mode == "emulate":
+        words = [(PAGE + 0x100 + 4 * n, 0x07060504 + 0x04040404 * n) for n in range(3)]
+        assert told == [(PAGE, 1), (PAGE + 1, 2), (PAGE + 2, 3), *words], "once, with address and value, in order"
+        assert guest.read(PAGE, 0x200) == bytes(0x200), "the model dropped them all"
+    else:
+        assert told == [(PAGE, bytes(4))], "once, and before the first store"
+        assert guest.read(PAGE, 3) == b"\1\2\3"
+        assert guest.read(PAGE + 0x100, 12) == bytes(range(4, 16))
+
+
+def test_what_a_device_gives_is_tracked(guest, domain, sample):
+    slot = domain.plug(sample)
+    with sample.locked():
+        sample.queue.extend(range(1, 64))
+    first = 0x20_0000
+    sample.memory.protect(ProtectMode.TRACK, [first + 4096 * n for n in range(8)])
+    assert domain.tracker.frames == 8
+    guest.load(payload(from_device(slot, first + 0x1000, first + 0x3FFC)))
+    assert guest.run(SECONDS) == 1
+    assert guest.read(first + 0x3FFC, 12) == bytes(range(4, 16))
+    assert list(sample.memory.collect()) == [first + 0x1000, first + 0x3000, first + 0x4000]
+    assert list(sample.memory.collect()) == []
 
 
 def test_what_xen_does_not_track_is_compared(make_guest, sample):

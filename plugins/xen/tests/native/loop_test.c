@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CHECK(condition) \
@@ -201,10 +202,42 @@ static void test_requests(void)
     umdev_xen_hold(domain);
     CHECK(umdev_xen_is_busy(domain, 3) && !umdev_xen_is_busy(domain, 2));
     umdev_xen_unhold(domain);
+    go(vcpu); /* answered: whether Xen fetches that at once or late, it has its time from then on */
+    nanosleep(&(struct timespec){.tv_nsec = UMDEV_XEN_ENDING + 1}, NULL);
+    umdev_xen_hold(domain);
+    CHECK(umdev_xen_is_busy(domain, 3));
     page[REQUEST_FLAGS] = STATE_NONE;
+    CHECK(umdev_xen_is_busy(domain, 3) && !umdev_xen_is_busy(domain, 2));
+    nanosleep(&(struct timespec){.tv_nsec = UMDEV_XEN_ENDING + 1}, NULL);
+    CHECK(!umdev_xen_is_busy(domain, 3));
+    umdev_xen_unhold(domain);
+
+    /* What a device gives is a store like any other: over a page's end, of which the first piece is emulated. */
+    uint8_t bits[2] = {0xFF, 0xFF};
+    memcpy(device.bytes, "\1\2\3\4\5\6\7\10", 8);
+    CHECK(umdev_xen_set_tracked(domain, 1, PAGES - 1) == 0);
+    put(&(struct fields){BAR, 2 * UMDEV_XEN_PAGE - 6, 2, 4, 0, 0, 1 | 1 << 4 | 1 << 5, 1});
+    memset(guest + 2 * UMDEV_XEN_PAGE - 6, 0x99, 8);
+    CHECK(umdev_xen_vcpu_run(vcpu, 0, &event) == UMDEV_XEN_STORE);
+    CHECK(event.address == 2 * UMDEV_XEN_PAGE - 6 && event.value == 0x04030201 && event.length == 4);
+    CHECK(umdev_xen_vcpu_run(vcpu, 0, &event) == UMDEV_XEN_STORE);
+    CHECK(event.address == 2 * UMDEV_XEN_PAGE - 2 && event.value == 0x0605 && event.length == 2);
+    CHECK(guest[2 * UMDEV_XEN_PAGE] == 0x99);
+    CHECK(umdev_xen_vcpu_run(vcpu, 0, &event) == UMDEV_XEN_IDLE);
+    CHECK(!memcmp(guest + 2 * UMDEV_XEN_PAGE - 6, "\x99\x99\x99\x99\x99\x99\7\10", 8));
+    umdev_xen_take_landed(domain, bits);
+    CHECK(bits[0] == 1 << 1 && bits[1] == 0xFF); /* the second page alone */
+    const uint64_t second[] = {2}; /* and the other way round */
+    CHECK(umdev_xen_set_emulated(domain, second, 1) == 0);
+    put(&(struct fields){BAR, 2 * UMDEV_XEN_PAGE - 1, 1, 4, 0, 0, 1 | 1 << 4 | 1 << 5, 1});
+    event = go(vcpu);
+    CHECK(event.kind == UMDEV_XEN_STORE && event.address == 2 * UMDEV_XEN_PAGE && event.value == 0x040302);
+    CHECK(guest[2 * UMDEV_XEN_PAGE - 1] == 1 && guest[2 * UMDEV_XEN_PAGE] == 7);
+    umdev_xen_take_landed(domain, bits);
+    CHECK(bits[0] == 1 << 0);
 
     umdev_xen_read_counters(domain, &counters);
-    CHECK(counters.malformed == 0 && counters.unclaimed == 1 && counters.unreachable == 0 && counters.stores == 1);
+    CHECK(counters.malformed == 0 && counters.unclaimed == 1 && counters.unreachable == 0 && counters.stores == 4);
     umdev_xen_free(domain);
     CHECK(mapped == 0);
 }

@@ -113,9 +113,9 @@ static void watcher_delete(umdev_kvm_watcher *watcher)
     free(watcher);
 }
 
-/* With the mutex held; the watcher may be gone afterwards. Whether it was told. */
+/* With the mutex held; the watcher may be gone afterwards. Whether it was told, and (`*taken`) has the store. */
 static bool tell(umdev_kvm_emulator *emulator, umdev_kvm_watcher *watcher, uint64_t address, uint64_t value,
-                 uint32_t length)
+                 uint32_t length, bool *taken)
 {
     watcher->busy++;
     bool entered = lock_device(emulator, watcher);
@@ -124,8 +124,9 @@ static bool tell(umdev_kvm_emulator *emulator, umdev_kvm_watcher *watcher, uint6
         watcher->inside = true;
         watcher->thread = pthread_self();
         pthread_mutex_unlock(&emulator->mutex);
-        watcher->notify(watcher->context, address, value, length);
+        bool took = watcher->notify(watcher->context, address, value, length) != 0;
         pthread_mutex_lock(&emulator->mutex);
+        *taken |= took;
         watcher->inside = false;
         emulator->api->unlock(device);
     }
@@ -137,7 +138,7 @@ static bool tell(umdev_kvm_emulator *emulator, umdev_kvm_watcher *watcher, uint6
     return entered;
 }
 
-/* A store that left the guest before its page became ordinary memory again. */
+/* A store that left the guest before its page became ordinary memory again, or whose model failed. */
 static void land(const struct part *part, uint64_t address, uint64_t value, uint32_t length)
 {
     void *where = (void *)(uintptr_t)(part->host + (address - part->guest));
@@ -166,6 +167,7 @@ static int store(void *context, uint64_t address, const uint8_t *bytes, uint32_t
     /* One of a machine's devices after the other. The list may change while one is told: those told are remembered. */
     umdev_kvm_watcher *told[UMDEV_KVM_FUNCTIONS];
     unsigned count = 0;
+    bool taken = false;
     for (umdev_kvm_watcher *watcher = emulator->watchers; watcher && count < UMDEV_KVM_FUNCTIONS;) {
         bool again = false;
         for (unsigned i = 0; i < count; i++)
@@ -174,13 +176,13 @@ static int store(void *context, uint64_t address, const uint8_t *bytes, uint32_t
             watcher = watcher->next;
             continue;
         }
-        if (tell(emulator, watcher, address, value, length))
+        if (tell(emulator, watcher, address, value, length, &taken))
             told[count++] = watcher;
         watcher = emulator->watchers;
     }
     struct part memory = emulator->parts[part];
     pthread_mutex_unlock(&emulator->mutex);
-    if (!count)
+    if (!taken)
         land(&memory, address, value, length);
     return 1;
 }

@@ -3,8 +3,9 @@
 typedef struct umdev_kvm_emulator umdev_kvm_emulator;
 typedef struct umdev_kvm_watcher umdev_kvm_watcher; /* one device's pages */
 
-/* One store of `length` (1 to 8) bytes, in the processor's own thread with the device lock held. */
-typedef void (*umdev_kvm_store_notify)(void *context, uint64_t address, uint64_t value, uint32_t length);
+/* One store of `length` (1 to 8) bytes, in the processor's own thread with the device lock held. 1: the device has it;
+ * 0: it has not (its model failed), and the store lands if no other has. */
+typedef int (*umdev_kvm_store_notify)(void *context, uint64_t address, uint64_t value, uint32_t length);
 
 umdev_kvm_emulator *umdev_kvm_emulator_new(const umdev_api *api);
 void umdev_kvm_emulator_free(umdev_kvm_emulator *emulator); /* when no processor runs and no watcher is left */

@@ -60,16 +60,23 @@ static void latch(umdev_xen *domain, const struct umdev_xen_request *request, ui
     }
 }
 
+int umdev_xen_store(umdev_xen *domain, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event)
+{
+    if (!umdev_xen_is_emulated(domain, address))
+        return 0;
+    umdev_xen_count(&domain->stores);
+    *event = (umdev_xen_event){.kind = UMDEV_XEN_STORE, .address = address, .length = length};
+    memcpy(&event->value, bytes, length);
+    return UMDEV_XEN_STORE;
+}
+
 /* A store to RAM that Xen gives to its device model. */
 static int store(umdev_xen *domain, const struct umdev_xen_request *request, uint64_t address, uint8_t *bytes,
                  umdev_xen_event *event)
 {
-    if (umdev_xen_is_emulated(domain, address)) {
-        umdev_xen_count(&domain->stores);
-        *event = (umdev_xen_event){.kind = UMDEV_XEN_STORE, .address = address, .length = request->width};
-        memcpy(&event->value, bytes, request->width);
-        return UMDEV_XEN_STORE;
-    }
+    int kind = umdev_xen_store(domain, address, bytes, request->width, event);
+    if (kind)
+        return kind;
     /* It was on its way when its page became ordinary: it lands. */
     if (atomic_load(&domain->emulating) && !umdev_xen_copy(domain, address, bytes, request->width, 1))
         return 0;

@@ -50,6 +50,7 @@ void umdev_xen_free(umdev_xen *domain)
     for (int io = 0; io < 2; io++)
         free(domain->ranges[io].items);
     free(domain->emulated.frames);
+    free(domain->landed.bits);
     close(domain->stop);
     pthread_mutex_destroy(&domain->answers);
     pthread_mutex_destroy(&domain->cache);

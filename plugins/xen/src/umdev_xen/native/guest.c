@@ -1,6 +1,7 @@
 /* Guest memory for data by pointer: a few pages, mapped when they are needed. */
 #include "internal.h"
 
+#include <stdlib.h>
 #include <sys/mman.h>
 
 /* With the cache's mutex. NULL: not the guest's, or not RAM. */
@@ -32,6 +33,40 @@ static uint8_t *page_of(umdev_xen *domain, uint64_t frame)
     return page;
 }
 
+/* With the cache's mutex. Xen tracks what processors store by themselves; this here passes it by. */
+static void note(umdev_xen *domain, uint64_t frame)
+{
+    uint64_t number = frame - domain->landed.first;
+    if (number < domain->landed.count)
+        domain->landed.bits[number / 8] |= (uint8_t)(1u << number % 8);
+}
+
+int umdev_xen_set_tracked(umdev_xen *domain, uint64_t first, uint32_t count)
+{
+    uint8_t *bits = calloc(count / 8 + 1, 1);
+    if (!bits)
+        return -ENOMEM;
+    pthread_mutex_lock(&domain->cache);
+    uint8_t *old = domain->landed.bits;
+    domain->landed.first = first;
+    domain->landed.count = count;
+    domain->landed.bits = bits;
+    pthread_mutex_unlock(&domain->cache);
+    free(old);
+    return 0;
+}
+
+void umdev_xen_take_landed(umdev_xen *domain, uint8_t *ret)
+{
+    pthread_mutex_lock(&domain->cache);
+    uint32_t length = (domain->landed.count + 7) / 8;
+    if (length) {
+        memcpy(ret, domain->landed.bits, length);
+        memset(domain->landed.bits, 0, length);
+    }
+    pthread_mutex_unlock(&domain->cache);
+}
+
 int umdev_xen_copy(umdev_xen *domain, uint64_t address, void *bytes, uint32_t length, int write)
 {
     uint8_t *cursor = bytes;
@@ -45,10 +80,12 @@ int umdev_xen_copy(umdev_xen *domain, uint64_t address, void *bytes, uint32_t le
             result = -EFAULT;
             break;
         }
-        if (write)
+        if (write) {
             memcpy(page + offset, cursor, part);
-        else
+            note(domain, address / UMDEV_XEN_PAGE);
+        } else {
             memcpy(cursor, page + offset, part);
+        }
         address += part;
         cursor += part;
         length -= part;

@@ -19,7 +19,9 @@
 #define UMDEV_XEN_FUNCTIONS 32u
 #define UMDEV_XEN_REPS 4096u /* a processor's request repeats at most within a page of bytes */
 #define UMDEV_XEN_MAPPINGS 16u
-#define UMDEV_XEN_ENDING 20000000u /* nanoseconds in which Xen surely ends an instruction that has been answered */
+/* Nanoseconds in which Xen ends an instruction whose answer it has fetched. It does so in one go, in microseconds: the
+ * processor is in Xen and is not taken off there. An assumption where Xen itself is a guest, and loses its own processor. */
+#define UMDEV_XEN_ENDING 50000000u
 
 /* Fields of struct ioreq and their values: xen/hvm/ioreq.h. 32 bytes for each processor. */
 #define REQUEST_SIZE 32u
@@ -55,8 +57,14 @@ struct umdev_xen_vcpu {
     struct umdev_xen_request request;
     uint32_t done;            /* of the request's repetitions */
     bool busy;                /* `request` is to be answered */
-    uint64_t answered;        /* when, in nanoseconds; with `answers` */
+    struct {                  /* of a store over a page's end, the first piece of which was an event */
+        uint64_t address;
+        uint32_t length;
+        uint8_t bytes[8];
+    } rest;
+    bool answered;            /* with `answers`, as the next two: it may still be ending the instruction */
     uint64_t answered_frame;
+    uint64_t fetched;         /* when the answer was first seen to have been, in nanoseconds; 0: not yet */
     _Atomic uint64_t passes;  /* odd while it is inside a step */
 };
 
@@ -92,6 +100,11 @@ struct umdev_xen {
     pthread_mutex_t cache; /* of the mappings, held while their bytes are copied */
     struct umdev_xen_mapping mappings[UMDEV_XEN_MAPPINGS];
     uint64_t clock;
+    struct { /* with the cache's mutex: tracked pages that the loop itself has stored to, a bit each */
+        uint64_t first;
+        uint32_t count;
+        uint8_t *bits;
+    } landed;
 
     uint32_t vcpu_count;
     umdev_xen_vcpu *vcpus[UMDEV_XEN_VCPUS];
@@ -110,12 +123,12 @@ bool umdev_xen_is_emulated(umdev_xen *domain, uint64_t address);
 /* request.c. True: a request was there, and is in `vcpu->request`. */
 bool umdev_xen_request_take(umdev_xen_vcpu *vcpu);
 void umdev_xen_request_answer(umdev_xen_vcpu *vcpu);
-/* When a processor was last answered, for umdev_xen_is_busy. */
-uint64_t umdev_xen_now(void);
 /* Answers a request that no processor makes, and says so. */
 bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu);
 /* dispatch.c. One access; 0, or an event kind that Python must see. */
 int umdev_xen_dispatch(umdev_xen_vcpu *vcpu, const struct umdev_xen_request *request, uint64_t address, uint8_t *bytes,
                        umdev_xen_event *event);
+/* A guest's store within one page: UMDEV_XEN_STORE and the event if the page is emulated, else 0 and nothing is done. */
+int umdev_xen_store(umdev_xen *domain, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event);
 
 #endif

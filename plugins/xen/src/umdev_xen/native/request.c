@@ -75,7 +75,7 @@ bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu)
     return sound;
 }
 
-uint64_t umdev_xen_now(void)
+static uint64_t now_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -93,17 +93,22 @@ void umdev_xen_unhold(umdev_xen *domain)
 }
 
 /* Xen issues a store anew when it has been answered, and finds its answer by what the page is then: a page that has
- * become ordinary meanwhile leaves a repeated store's answer unclaimed, and its processor lost. */
+ * become ordinary meanwhile leaves a repeated store's answer unclaimed, and its processor lost. When it fetches the answer is
+ * up to its scheduler (the slot says so); from then on it is quick. */
 int umdev_xen_is_busy(umdev_xen *domain, uint64_t frame)
 {
-    uint64_t now = umdev_xen_now();
+    uint64_t now = now_ns();
     for (uint32_t i = 0; i < domain->vcpu_count; i++) {
-        const umdev_xen_vcpu *vcpu = domain->vcpus[i];
+        umdev_xen_vcpu *vcpu = domain->vcpus[i];
         uint8_t state = __atomic_load_n(vcpu->slot + REQUEST_FLAGS, __ATOMIC_ACQUIRE) & 0xF;
         if (state != STATE_NONE && load64(vcpu->slot, REQUEST_ADDRESS) / UMDEV_XEN_PAGE == frame &&
             __atomic_load_n(vcpu->slot + REQUEST_TYPE, __ATOMIC_RELAXED) == TYPE_MEMORY)
             return 1;
-        if (vcpu->answered_frame == frame && now - vcpu->answered < UMDEV_XEN_ENDING)
+        if (!vcpu->answered || vcpu->answered_frame != frame)
+            continue;
+        if (!vcpu->fetched)
+            vcpu->fetched = now;
+        if (now - vcpu->fetched < UMDEV_XEN_ENDING)
             return 1;
     }
     return 0;
@@ -127,7 +132,8 @@ void umdev_xen_request_answer(umdev_xen_vcpu *vcpu)
         return;
     }
     pthread_mutex_lock(&domain->answers);
-    vcpu->answered = umdev_xen_now();
+    vcpu->answered = true;
+    vcpu->fetched = 0;
     vcpu->answered_frame = vcpu->request.address / UMDEV_XEN_PAGE;
     answer(vcpu);
     pthread_mutex_unlock(&domain->answers);

@@ -24,6 +24,29 @@ umdev_xen_vcpu *umdev_xen_vcpu_new(umdev_xen *domain, uint32_t index, void *hand
     return vcpu;
 }
 
+/* What a device gave goes to guest memory as a store of its processor: a page that is protected gets it by way of who
+ * watches it, and each page its own piece. 0, or an event kind; the rest is then in `vcpu`. */
+static int deliver(umdev_xen_vcpu *vcpu, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event)
+{
+    umdev_xen *domain = vcpu->domain;
+    int kind = 0;
+    while (length && !kind) {
+        uint32_t part = UMDEV_XEN_PAGE - (uint32_t)(address % UMDEV_XEN_PAGE);
+        part = part < length ? part : length;
+        kind = umdev_xen_store(domain, address, bytes, part, event);
+        if (!kind && umdev_xen_copy(domain, address, (void *)(uintptr_t)bytes, part, 1))
+            umdev_xen_count(&domain->unreachable);
+        address += part;
+        bytes += part;
+        length -= part;
+    }
+    vcpu->rest.address = address;
+    vcpu->rest.length = length;
+    if (length)
+        memmove(vcpu->rest.bytes, bytes, length);
+    return kind;
+}
+
 /* One of the request's repetitions. */
 static int step(umdev_xen_vcpu *vcpu, umdev_xen_event *event)
 {
@@ -46,8 +69,7 @@ static int step(umdev_xen_vcpu *vcpu, umdev_xen_event *event)
     }
     int kind = umdev_xen_dispatch(vcpu, request, address, bytes, event);
     if (request->read && request->by_pointer) {
-        if (umdev_xen_copy(domain, pointer, bytes, request->width, 1))
-            umdev_xen_count(&domain->unreachable);
+        kind = deliver(vcpu, pointer, bytes, request->width, event);
     } else if (request->read) {
         request->data = 0;
         memcpy(&request->data, bytes, request->width);
@@ -69,6 +91,11 @@ static int serve(umdev_xen_vcpu *vcpu, umdev_xen_event *event)
         }
         if (!umdev_xen_request_sound(vcpu) || request->type == TYPE_TIME_OFFSET)
             request->count = 0;
+    }
+    if (vcpu->rest.length) {
+        int kind = deliver(vcpu, vcpu->rest.address, vcpu->rest.bytes, vcpu->rest.length, event);
+        if (kind)
+            return kind;
     }
     while (vcpu->done < request->count) {
         if (atomic_load_explicit(&domain->stopping, memory_order_relaxed)) {

@@ -29,7 +29,8 @@ enum umdev_xen_event_kind {
     UMDEV_XEN_STOPPED = 1,    /* umdev_xen_stop was called */
     UMDEV_XEN_CONFIG = 2,     /* the guest wrote to configuration space of `slot`, which has been done */
     UMDEV_XEN_INVALIDATE = 3, /* it gave memory back: every mapping of its memory must be dropped */
-    UMDEV_XEN_STORE = 4,      /* it stores `length` bytes of `value` to an emulated page; the store has not landed */
+    UMDEV_XEN_STORE = 4,      /* it stores `length` bytes of `value` to an emulated page, by itself or with what a device
+                               * gave; the store has not landed */
     UMDEV_XEN_IDLE = 5,       /* nothing has come for the time given */
     UMDEV_XEN_FAILED = 6      /* the event channel failed: errno in `detail` */
 };
@@ -87,6 +88,10 @@ void umdev_xen_drain(umdev_xen *domain);
 void umdev_xen_stop(umdev_xen *domain);
 /* Guest memory through the loop's own small cache of mappings: 0, -EFAULT. At most a page's worth. */
 int umdev_xen_copy(umdev_xen *domain, uint64_t address, void *bytes, uint32_t length, int write);
+/* Pages to remember stores to that umdev_xen_copy does, from now on; those remembered before are forgotten. */
+int umdev_xen_set_tracked(umdev_xen *domain, uint64_t first, uint32_t count);
+/* Those stored to since the last call, a bit for each of them: (count + 7) / 8 bytes. */
+void umdev_xen_take_landed(umdev_xen *domain, uint8_t *ret);
 /* Drop that cache. */
 void umdev_xen_forget(umdev_xen *domain);
 
