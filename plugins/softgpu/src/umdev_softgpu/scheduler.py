@@ -34,7 +34,7 @@ UNITS_PER_MS = 4 << 20
 LEAST_STEP_NS = 1_000
 """What a step takes of a manual clock, however little it did: endless work must come to the end of the time."""
 PENDING_LIMIT = 65_536
-SLICE_NS = 4_000_000
+SLICE_NS = 10_000_000
 """Longer than what Linux gives a thread (3 ms at most), so that whoever wakes goes before the engine's thread."""
 LONGEST_SLEEP_NS = 3600 * NANOSECONDS
 
