@@ -72,6 +72,8 @@ def attack(gpu, loopback_function):
     attacker.prepare()
     honest.prepare()
     honest.fence_comes(1)
+    channels = other.registers.fifo.channels.known.values()
+    honest.wait_until(lambda: not any(channel.queue.waiting for channel in channels), "the end of its step")
     honest.save(honest.video, 0x1234_5678)
     memory = other.vram.memory[: 16 * MIB]
     gc.collect()
