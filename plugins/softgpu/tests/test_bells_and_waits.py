@@ -75,7 +75,7 @@ class Owner:
 
 
 class Held:
-    """Has the engine, and looks at its budget when it is told to."""
+    """Has the engine, and looks at its budget once, when it is told to."""
 
     def __init__(self):
         self.began, self.look, self.looked = (threading.Event() for _ in range(3))
@@ -86,8 +86,6 @@ class Held:
         self.look.wait()
         self.goes_on = budget.left
         self.looked.set()
-        while budget.left:
-            pass
         return Step.DONE
 
 
