@@ -155,7 +155,13 @@ def test_lost_accesses_are_an_error():
         messages._expect_count(5, 15, 10)
 
 
-NEEDED = {"kvm": "umdev_kvm", "nvidia": "umdev_nvidia", "softgpu": "umdev_softgpu", "xen": "umdev_xen"}
+NEEDED = {
+    "intel-gvt": "umdev_intel_gvt",
+    "kvm": "umdev_kvm",
+    "nvidia": "umdev_nvidia",
+    "softgpu": "umdev_softgpu",
+    "xen": "umdev_xen",
+}
 MEASURED = [
     pytest.param(name, marks=[pytest.mark.guest, pytest.mark.xen, pytest.mark.timeout(1500)])
     if name.startswith("xen/")
