@@ -101,19 +101,24 @@ def one_thing_at_a_time(vgpu):
 def record(gpu, linux_guest, monkeypatch, tmp_path):
     """Boot a guest; the accesses to BAR 0, the memory of each submission, and the status pages at the end."""
     from umdev.device.trace import Trace
+    from umdev_intel_gvt.context import Descriptor
     from umdev_intel_gvt.execlists import EngineState
     from umdev_vfio_user import bus
 
+    take, recorders = EngineState._take, {}
+
+    def recorded(engine):
+        """The scheduler's thread fetches what was submitted: the engine was idle, since every access waits for that."""
+        with engine.vgpu.locked():
+            submitted = engine._submitted
+            if submitted.fresh:
+                elements = [Descriptor(element) for element in submitted.elements[0 : submitted.count]]
+                recorders[engine.vgpu].submission(elements)
+        take(engine)
+
+    monkeypatch.setattr(EngineState, "_take", recorded)
     vgpu = gpu.create("i915-GVTg_V5_8")
-    recorder = Recorder(vgpu)
-    submit = EngineState._submit
-
-    def recorded(engine, elements):
-        if engine.vgpu is vgpu:
-            recorder.submission(elements)
-        submit(engine, elements)
-
-    monkeypatch.setattr(EngineState, "_submit", recorded)
+    recorder = recorders[vgpu] = Recorder(vgpu)
     kept = one_thing_at_a_time(vgpu)
     with Trace(1 << 17) as trace, bus.serve(vgpu, path=str(tmp_path / "s")) as server:
         thread = threading.Thread(target=server.run)
@@ -135,6 +140,7 @@ def record(gpu, linux_guest, monkeypatch, tmp_path):
             thread.join()
     vgpu.close()
     del kept
+    monkeypatch.setattr(EngineState, "_take", take)
     return records, recorder.submissions, found
 
 
