@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 from umdev.errors import InvalidArgument, NotFound, NotSupported
+from umdev_testkit.affinity import one_cpu
 from umdev_testkit.bench import ROWS, Pair, Result, Row, measure, messages, select
-from umdev_testkit.bench.measure import one_cpu
 from umdev_testkit.bench.native import ffi, lib, timed
 
 NAMES = [

@@ -1,13 +1,25 @@
-"""A device whose guest memory lies scattered, as guests' memory does."""
+"""A device whose guest memory lies scattered, as guests' memory does; the simplest job."""
 
 import mmap
 import os
+import threading
 
 import pytest
 from umdev.device import Block, Device, MemoryBar, PciId
-from umdev_softgpu import MemoryPort
+from umdev_softgpu import MemoryPort, Step
 
 PAGE = 4096
+
+
+class Work:
+    """A job, and whether it ran."""
+
+    def __init__(self):
+        self.ran = threading.Event()
+
+    def step(self, budget):
+        self.ran.set()
+        return Step.DONE
 
 
 class NoRegisters(Block["Function"]):

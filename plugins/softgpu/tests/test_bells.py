@@ -6,20 +6,11 @@ import pytest
 from umdev.device import ManualClock
 from umdev_softgpu import Scheduler, Step
 
+from .conftest import Work
+
 SECONDS = 60
 MS = 1_000_000
 HOUR = 3600 * 1000 * MS
-
-
-class Work:
-    """A job, and whether it ran."""
-
-    def __init__(self):
-        self.ran = threading.Event()
-
-    def step(self, budget):
-        self.ran.set()
-        return Step.DONE
 
 
 class Hog:

@@ -7,19 +7,10 @@ import pytest
 from umdev_softgpu import Scheduler, Step
 from umdev_softgpu._native import lib
 
+from .conftest import Work
+
 SECONDS = 60
 HOUR = 3600 * 1_000_000_000
-
-
-class Work:
-    """A job, and whether it ran."""
-
-    def __init__(self):
-        self.ran = threading.Event()
-
-    def step(self, budget):
-        self.ran.set()
-        return Step.DONE
 
 
 class Asking:

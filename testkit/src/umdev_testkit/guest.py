@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 from umdev.errors import StateError
 
 from umdev_testkit import initramfs, kernels, qemu
+from umdev_testkit.affinity import one_cpu
 from umdev_testkit.channel import Channel
 from umdev_testkit.errors import GuestDied, GuestFailed, GuestTimedOut, ScriptFailed
 from umdev_testkit.qmp import Monitor
@@ -336,7 +337,7 @@ class Guest:
         (self.folder / "command.json").write_text(json.dumps(command, indent=1))
         self._channel = Channel(ours[0], self.folder / "commands.log")
         self._monitor_socket = ours[1]
-        where = _one_processor() if self.config.one_processor else nullcontext()
+        where = one_cpu(_any) if self.config.one_processor else nullcontext()
         with (self.folder / "qemu.log").open("wb") as log, theirs[0], theirs[1], where:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(agent, monitor),
@@ -425,15 +426,8 @@ def run_guest(config: GuestConfig, script: str, folder: Path, *, check: bool = T
         return run
 
 
-@contextmanager
-def _one_processor() -> Iterator[None]:
-    """What this thread starts meanwhile has one processor, for good."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {random.choice(sorted(allowed))})  # noqa: S311 - beds side by side shall spread
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
+def _any(allowed: set[int]) -> int:
+    return random.choice(sorted(allowed))  # noqa: S311 - beds side by side shall spread
 
 
 def _text(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from umdev.errors import InvalidArgument
 
-__all__ = ["SLACK", "Pair", "Result", "Round", "Row", "measure", "one_cpu"]
+from umdev_testkit.affinity import one_cpu
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+__all__ = ["SLACK", "Pair", "Result", "Round", "Row", "measure"]
 
 SLACK = 1.25
 """`--check` fails where a ratio is over this many times its limit: a shared machine is never quiet."""
@@ -110,17 +113,6 @@ def measure(row: Row, rounds: int, progress: Callable[[], None] = lambda: None) 
         target=row.target,
         reached=row.reached,
     )
-
-
-@contextmanager
-def one_cpu() -> Iterator[None]:
-    """Keep the calling thread, and the processes it starts, on one CPU: the last, which takes the fewest interrupts."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _p99(times: Sequence[float]) -> float:
