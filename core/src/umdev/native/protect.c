@@ -240,7 +240,7 @@ static void client_drop(umdev_protect_client *client, int slot, uint64_t page, s
         client->due.pages--;
         umdev_protect_settle(protector, address); /* a store waits for just this */
     } else if (!umdev_protect_held(protector, slot, page) && !umdev_protect_wanted(protector, slot, page)) {
-        umdev_protect_run_add(run, address);
+        umdev_protect_run_add(run, address, 1);
     }
 }
 
@@ -307,53 +307,50 @@ static int client_bits(umdev_protect_client *client, int slot, uint64_t pages)
     return -ENOMEM;
 }
 
+/* Pages of a list that are next to each other, in one range. */
+struct stretch {
+    uint32_t length; /* in the list */
+    int slot;        /* -1: the first of them is in no range */
+    uint64_t page;   /* of the range */
+};
+
+/* The stretch that a list begins with: a batch is mostly one. */
+static struct stretch stretch_find(const umdev_protector *protector, const uint64_t *pages, uint32_t count)
+{
+    struct stretch found = {.length = 1, .slot = umdev_protect_find(protector, pages[0])};
+    if (found.slot < 0)
+        return found;
+    const struct umdev_protect_range *range = &protector->ranges[found.slot];
+    found.page = (pages[0] - range->address) / UMDEV_PAGE;
+    uint32_t most = range->pages - found.page < count ? (uint32_t)(range->pages - found.page) : count;
+    while (found.length < most && pages[found.length] == pages[0] + found.length * UMDEV_PAGE)
+        found.length++;
+    return found;
+}
+
 /* Nothing has changed unless all pages can be armed. */
 static int client_check(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed)
 {
     umdev_protector *protector = client->protector;
     if (protector->lost || client->closed)
         return -ESRCH;
-    uint64_t told, forbidden = 1;   /* 1 is no page */
-    uint64_t start = 0, length = 0; /* of the range that the page before was in */
+    uint64_t told, forbidden = UINT64_MAX; /* that is in no range */
     if (client->mode == UMDEV_PROTECT_TRAP && umdev_protect_inside(protector, &told))
         forbidden = told;
-    int result = 0;
-    for (uint32_t i = 0; i < count && !result; i++) {
-        uint64_t address = pages[i];
-        if (address % UMDEV_PAGE) {
-            result = -EINVAL;
-        } else if (address == forbidden) {
-            result = -EBUSY; /* the store could never land */
-        } else if (address - start >= length) {
-            int slot = umdev_protect_find(protector, address);
-            result = slot < 0 ? -EFAULT : client_bits(client, slot, protector->ranges[slot].pages);
-            if (!result) {
-                start = protector->ranges[slot].address;
-                length = protector->ranges[slot].pages * UMDEV_PAGE;
-            }
+    for (uint32_t i = 0; i < count;) {
+        struct stretch stretch = stretch_find(protector, pages + i, count - i);
+        bool stuck = forbidden - pages[i] < stretch.length * UMDEV_PAGE; /* a store that could never land */
+        int result = pages[i] % UMDEV_PAGE ? -EINVAL
+                     : stretch.slot < 0    ? -EFAULT
+                     : stuck               ? -EBUSY
+                                           : client_bits(client, stretch.slot, protector->ranges[stretch.slot].pages);
+        if (result) {
+            *failed = stuck ? forbidden : pages[i];
+            return result;
         }
-        if (result)
-            *failed = address;
+        i += stretch.length;
     }
-    return result;
-}
-
-/* The range that the page before was in: the next one is in the same, mostly. */
-struct place {
-    uint64_t start, length;
-    uint64_t *watched;
-};
-
-/* `address` is in a range. */
-static inline uint64_t *client_watched(umdev_protect_client *client, struct place *place, uint64_t address)
-{
-    if (address - place->start >= place->length) {
-        int slot = umdev_protect_find(client->protector, address);
-        place->start = client->protector->ranges[slot].address;
-        place->length = client->protector->ranges[slot].pages * UMDEV_PAGE;
-        place->watched = client->bits[slot].watched;
-    }
-    return place->watched;
+    return 0;
 }
 
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed)
@@ -361,23 +358,27 @@ int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
     int result = client_check(client, pages, count, failed);
-    struct place place = {0};
     struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
-    for (uint32_t i = 0; i < count && !result; i++) {
-        const uint64_t *watched = client_watched(client, &place, pages[i]);
-        if (!umdev_bit(watched, (pages[i] - place.start) / UMDEV_PAGE))
-            result = umdev_protect_run_add(&run, pages[i]);
+    for (uint32_t i = 0; i < count && !result;) {
+        struct stretch stretch = stretch_find(protector, pages + i, count - i);
+        const uint64_t *watched = client->bits[stretch.slot].watched;
+        uint64_t end = stretch.page + stretch.length;
+        /* What is watched is armed, or tracked and waiting to be collected. */
+        for (uint64_t first = umdev_bit_next_clear(watched, stretch.page, end); first < end && !result;) {
+            uint64_t last = umdev_bit_next_set(watched, first, end);
+            result = umdev_protect_run_add(&run, pages[i] + (first - stretch.page) * UMDEV_PAGE, last - first);
+            first = umdev_bit_next_clear(watched, last, end);
+        }
+        i += stretch.length;
     }
     if (!result)
         result = umdev_protect_run_flush(&run);
     /* Only now: what could not be armed is not called armed, and what the kernel protects in vain it gives up again. */
-    for (uint32_t i = 0; i < count && !result; i++) {
-        uint64_t *watched = client_watched(client, &place, pages[i]);
-        uint64_t page = (pages[i] - place.start) / UMDEV_PAGE;
-        if (umdev_bit(watched, page))
-            continue; /* armed, or tracked and waiting to be collected */
-        umdev_bit_set(watched, page);
-        client->watching++;
+    for (uint32_t i = 0; i < count && !result;) {
+        struct stretch stretch = stretch_find(protector, pages + i, count - i);
+        client->watching += umdev_bit_set_run(client->bits[stretch.slot].watched, stretch.page,
+                                              stretch.page + stretch.length);
+        i += stretch.length;
     }
     pthread_mutex_unlock(&protector->lock);
     return result;

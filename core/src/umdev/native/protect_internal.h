@@ -132,6 +132,47 @@ static inline void umdev_bit_clear(uint64_t *bits, uint64_t index)
     bits[index / 64] &= ~((uint64_t)1 << (index % 64));
 }
 
+/* The first bit from `index` on that is set; `end`: none below it. */
+static inline uint64_t umdev_bit_next_set(const uint64_t *bits, uint64_t index, uint64_t end)
+{
+    while (index < end) {
+        uint64_t rest = bits[index / 64] >> (index % 64);
+        if (rest) {
+            index += (uint64_t)__builtin_ctzll(rest);
+            return index < end ? index : end;
+        }
+        index = (index / 64 + 1) * 64;
+    }
+    return end;
+}
+
+static inline uint64_t umdev_bit_next_clear(const uint64_t *bits, uint64_t index, uint64_t end)
+{
+    while (index < end) {
+        uint64_t rest = ~bits[index / 64] >> (index % 64);
+        if (rest) {
+            index += (uint64_t)__builtin_ctzll(rest);
+            return index < end ? index : end;
+        }
+        index = (index / 64 + 1) * 64;
+    }
+    return end;
+}
+
+/* Sets the bits of [index, end); how many of them were clear. */
+static inline uint64_t umdev_bit_set_run(uint64_t *bits, uint64_t index, uint64_t end)
+{
+    uint64_t changed = 0;
+    while (index < end) {
+        uint64_t count = 64 - index % 64 < end - index ? 64 - index % 64 : end - index;
+        uint64_t mask = ~(uint64_t)0 >> (64 - count) << (index % 64);
+        changed += (uint64_t)__builtin_popcountll(mask & ~bits[index / 64]);
+        bits[index / 64] |= mask;
+        index += count;
+    }
+    return changed;
+}
+
 /* Pages next to each other become one request. */
 struct umdev_protect_run {
     int userfault;
@@ -149,14 +190,14 @@ static inline int umdev_protect_run_flush(struct umdev_protect_run *run)
     return result;
 }
 
-static inline int umdev_protect_run_add(struct umdev_protect_run *run, uint64_t address)
+static inline int umdev_protect_run_add(struct umdev_protect_run *run, uint64_t address, uint64_t pages)
 {
     int result = 0;
     if (address != run->end || run->start == run->end) {
         result = umdev_protect_run_flush(run);
         run->start = address;
     }
-    run->end = address + UMDEV_PAGE;
+    run->end = address + pages * UMDEV_PAGE;
     return result;
 }
 

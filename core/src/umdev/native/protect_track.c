@@ -16,6 +16,10 @@ static void mark_client(const struct umdev_protect_bits *bits, uint64_t base, co
     uint64_t word = 0, gathered = 0;
     for (int i = 0; i < count; i++) {
         uint64_t page = (regions[i].start - base) / UMDEV_PAGE, end = (regions[i].end - base) / UMDEV_PAGE;
+        if (page + 1 == end && page / 64 == word) { /* mostly */
+            gathered |= (uint64_t)1 << (page % 64);
+            continue;
+        }
         while (page < end) {
             if (page / 64 != word) {
                 bits->dirty[word] |= bits->watched[word] & gathered;
@@ -64,30 +68,6 @@ static int scan_run(umdev_protector *protector, int slot, uint64_t first, uint64
     return 0;
 }
 
-static uint64_t next_watched(const uint64_t *watched, uint64_t page, uint64_t pages)
-{
-    while (page < pages) {
-        uint64_t rest = watched[page / 64] >> (page % 64);
-        if (rest)
-            return page + (uint64_t)__builtin_ctzll(rest);
-        page = (page / 64 + 1) * 64;
-    }
-    return pages;
-}
-
-static uint64_t next_unwatched(const uint64_t *watched, uint64_t page, uint64_t pages)
-{
-    while (page < pages) {
-        uint64_t rest = ~watched[page / 64] >> (page % 64);
-        if (rest) {
-            page += (uint64_t)__builtin_ctzll(rest);
-            return page < pages ? page : pages;
-        }
-        page = (page / 64 + 1) * 64;
-    }
-    return pages;
-}
-
 /* The kernel calls every page written that is not armed, so only what the client watches is scanned. */
 static int scan_client(umdev_protect_client *client)
 {
@@ -95,13 +75,13 @@ static int scan_client(umdev_protect_client *client)
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX; slot++) {
         const uint64_t *watched = client->bits[slot].watched;
         uint64_t pages = protector->ranges[slot].pages;
-        uint64_t first = watched ? next_watched(watched, 0, pages) : pages;
+        uint64_t first = watched ? umdev_bit_next_set(watched, 0, pages) : pages;
         while (first < pages) {
-            uint64_t end = next_unwatched(watched, first, pages);
-            uint64_t next = next_watched(watched, end, pages);
+            uint64_t end = umdev_bit_next_clear(watched, first, pages);
+            uint64_t next = umdev_bit_next_set(watched, end, pages);
             while (next < pages && next - end <= SCAN_GAP) {
-                end = next_unwatched(watched, next, pages);
-                next = next_watched(watched, end, pages);
+                end = umdev_bit_next_clear(watched, next, pages);
+                next = umdev_bit_next_set(watched, end, pages);
             }
             int result = scan_run(protector, slot, first, end);
             if (result)
@@ -120,7 +100,6 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
     int result = protector->lost || client->closed ? -ESRCH : client->mode == UMDEV_PROTECT_TRACK ? 0 : -EPERM;
     if (!result && asynchronous)
         result = scan_client(client);
-    struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
     uint64_t count = 0;
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX && !result; slot++) {
         uint64_t *dirty = client->bits[slot].dirty;
@@ -130,15 +109,14 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
             uint64_t left = dirty[page / 64];
             if (!left)
                 continue;
-            for (; left && count < capacity && !result; left &= left - 1) {
-                pages[count] = address + (uint64_t)__builtin_ctzll(left) * UMDEV_PAGE;
-                if (!asynchronous)
-                    result = umdev_protect_run_add(&run, pages[count]);
-                count++;
-            }
+            for (; left && count < capacity; left &= left - 1)
+                pages[count++] = address + (uint64_t)__builtin_ctzll(left) * UMDEV_PAGE;
             dirty[page / 64] = left;
         }
     }
+    struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
+    for (uint64_t i = 0; i < count && !asynchronous && !result; i++) /* a scan has armed them again already */
+        result = umdev_protect_run_add(&run, pages[i], 1);
     if (!result)
         result = umdev_protect_run_flush(&run);
     /* Nobody hears of them this time, so they are for the next. */
