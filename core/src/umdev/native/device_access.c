@@ -37,26 +37,44 @@ void umdev_call_result(struct umdev_call *call, int result)
         call->result = result;
 }
 
-/* The common case, free of the lock: all of one plain register. False: nothing was done. */
-static inline bool access_plain(struct umdev_region *region, uint64_t offset, void *bytes, uint32_t length, bool write)
+/* The register that the access is all of, or NULL: the common case, in which nothing has to be put together. */
+static inline const struct umdev_slot *access_whole(const struct umdev_region *region, uint64_t offset, uint32_t length,
+                                                    uint32_t *element)
 {
     const umdev_layout *layout = region->layout;
     if (length > 8 || !(layout->sizes & length) || (length & (length - 1)))
-        return false;
-    uint32_t element, first;
-    const struct umdev_slot *slot = umdev_layout_slot(layout, offset, &element, &first);
-    if (!slot || slot->decl.width != length || first != 0 || !(write ? slot->free_store : slot->free_load))
+        return NULL;
+    uint32_t first;
+    const struct umdev_slot *slot = umdev_layout_slot(layout, offset, element, &first);
+    return slot && slot->decl.width == length && first == 0 ? slot : NULL;
+}
+
+/* All of a register that needs neither a handler nor the lock. False: nothing was done. */
+static inline bool access_plain(const struct umdev_region *region, const struct umdev_slot *slot, uint32_t element,
+                                void *bytes, uint32_t length, bool write)
+{
+    if (!(write ? slot->free_store : slot->free_load))
         return false;
     uint8_t *cell = region->state + slot->decl.cell + (size_t)element * length;
-    uint64_t value = 0;
-    if (write) {
-        memcpy(&value, bytes, length);
-        umdev_cell_store(cell, length, value);
-    } else {
-        value = umdev_cell_load(cell, length) & ~slot->decl.hide;
-        memcpy(bytes, &value, length);
-    }
+    if (write)
+        umdev_cell_store(cell, length, umdev_bytes_load(bytes, length));
+    else
+        umdev_bytes_store(bytes, length, umdev_cell_load(cell, length) & ~slot->decl.hide);
     return true;
+}
+
+/* `count` bytes from byte `first` of one register. */
+static void access_register(struct umdev_call *call, const struct umdev_slot *slot, uint32_t element, uint32_t first,
+                            uint32_t count, uint8_t *bytes, uint32_t position)
+{
+    bool write = call->flags & UMDEV_WRITE;
+    bool plain = write ? slot->free_store && count == slot->decl.width : slot->free_load;
+    if (!plain && !slot->lockless && !umdev_call_lock(call))
+        return;
+    if (write)
+        umdev_register_write(call, slot, element, first, count, bytes, position);
+    else
+        umdev_register_read(call, slot, element, first, count, bytes, position);
 }
 
 /* Bytes of registers or of nothing, with no area among them. */
@@ -71,13 +89,7 @@ static void access_registers(struct umdev_call *call, uint64_t offset, uint8_t *
         uint32_t count = 0;
         if (slot) {
             count = slot->decl.width - first < length ? slot->decl.width - first : length;
-            bool plain = write ? slot->free_store && count == slot->decl.width : slot->free_load;
-            if (!plain && !slot->lockless && !umdev_call_lock(call))
-                return;
-            if (write)
-                umdev_register_write(call, slot, element, first, count, bytes, position);
-            else
-                umdev_register_read(call, slot, element, first, count, bytes, position);
+            access_register(call, slot, element, first, count, bytes, position);
         } else {
             count = layout ? 1 : length;
             while (count < length && !umdev_layout_slot(layout, offset + count, &element, &first))
@@ -133,6 +145,16 @@ static int access_refused(const struct umdev_call *call, uint64_t offset, uint32
     return UMDEV_OK;
 }
 
+/* The thread is inside the access until it takes this off again. */
+static inline struct umdev_frame access_frame(const umdev_device *device, uint32_t index, uint32_t flags)
+{
+    /* PCI posts no configuration write */
+    bool posted = (flags & UMDEV_WRITE) && (flags & UMDEV_POSTED) && index != UMDEV_REGION_CONFIG;
+    return (struct umdev_frame){.device = device,
+                                .context = posted ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING,
+                                .outer = umdev_frames};
+}
+
 /* Waits for what is pending, or hands it over to the completion. The lock is held. */
 static int access_pending(struct umdev_call *call, umdev_completion completion, void *context)
 {
@@ -174,11 +196,32 @@ static int access_intercepted(umdev_device *device, uint32_t index, uint64_t off
     return intercept ? intercept(context, index, offset, bytes, length, flags) : -1;
 }
 
-static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, void *bytes, uint32_t length,
-                       uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context)
+/* The handlers have run: what comes of it, and the end of the lock. */
+static int access_end(struct umdev_call *call, umdev_completion completion, void *context)
+{
+    struct umdev_transaction *transaction = call->transaction;
+    int result = call->result;
+    if (result == UMDEV_OK && !call->touched) {
+        umdev_count(&call->device->counters.unhandled);
+        result = UMDEV_UNHANDLED;
+    }
+    if (result == UMDEV_OK) /* a part that was pending may have ended badly before the rest was through */
+        result = transaction->result;
+    if (transaction->waiting) {
+        transaction->result = result;
+        result = access_pending(call, completion, context);
+    }
+    if (call->locked)
+        umdev_device_unlock(call->device);
+    return result;
+}
+
+/* Out of line: who gets here has more to do than to find the way. */
+static __attribute__((noinline)) int access_slow(umdev_device *device, uint32_t index, uint64_t offset, void *bytes,
+                                                 uint32_t length, uint32_t flags, uint32_t initiator, uint32_t space,
+                                                 umdev_completion completion, void *context)
 {
     bool write = flags & UMDEV_WRITE;
-    bool posted = write && (flags & UMDEV_POSTED) && index != UMDEV_REGION_CONFIG; /* PCI posts no configuration write */
     struct umdev_transaction transaction = {.bytes = bytes, .length = length, .write = write};
     struct umdev_call call = {.device = device,
                               .region = &device->regions[index < UMDEV_REGION_COUNT ? index : 0],
@@ -195,30 +238,77 @@ static int access_slow(umdev_device *device, uint32_t index, uint64_t offset, vo
     }
     result = access_refused(&call, offset, length);
     if (result == UMDEV_OK && length) {
-        struct umdev_frame frame = {
-            .device = device,
-            .context = posted ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING,
-            .outer = umdev_frames};
+        struct umdev_frame frame = access_frame(device, index, flags);
         umdev_frames = &frame;
         access_parts(&call, offset, bytes, length);
         umdev_frames = frame.outer;
-        result = call.result;
-        if (result == UMDEV_OK && !call.touched) {
-            umdev_count(&device->counters.unhandled);
-            result = UMDEV_UNHANDLED;
-        }
-        if (result == UMDEV_OK) /* a part that was pending may have ended badly before the rest was through */
-            result = transaction.result;
-        if (transaction.waiting) {
-            transaction.result = result;
-            result = access_pending(&call, completion, context);
-        }
-        if (call.locked)
-            umdev_device_unlock(device);
+        result = access_end(&call, completion, context);
     }
     if (!write && result != UMDEV_OK && result != UMDEV_UNHANDLED && result != UMDEV_PENDING)
         memset(bytes, 0xFF, length);
     return result;
+}
+
+/* The handler of an access to all of a register has not just said UMDEV_OK. */
+static __attribute__((noinline)) int access_settle(umdev_device *device, const struct umdev_slot *slot,
+                                                   const umdev_access *access, int result, uint64_t value, void *bytes,
+                                                   bool locked, umdev_completion completion, void *context)
+{
+    bool write = access->flags & UMDEV_WRITE;
+    uint32_t length = access->width;
+    struct umdev_transaction transaction = {.bytes = bytes, .length = length, .write = write};
+    struct umdev_call call = {.device = device,
+                              .region = &device->regions[access->region],
+                              .index = access->region,
+                              .flags = access->flags,
+                              .initiator = access->initiator,
+                              .space = access->space,
+                              .locked = locked,
+                              .touched = result != UMDEV_UNHANDLED,
+                              .transaction = &transaction};
+    if (!write)
+        memset(bytes, 0, length);
+    umdev_register_settle(&call, slot, result, value, access, 0, length, 0);
+    result = access_end(&call, completion, context);
+    if (!write && result != UMDEV_OK && result != UMDEV_UNHANDLED && result != UMDEV_PENDING)
+        memset(bytes, 0xFF, length);
+    return result;
+}
+
+/* An access to all of a register with a handler and no rules: what access_slow does, in few lines of code. During an exit
+ * of the guest the processor forgets them, and each costs. */
+static int access_handled(umdev_device *device, uint32_t index, uint64_t offset, const struct umdev_slot *slot,
+                         uint32_t element, void *bytes, uint32_t length, uint32_t flags, uint32_t initiator,
+                         uint32_t space, umdev_completion completion, void *context)
+{
+    bool write = flags & UMDEV_WRITE, locked = !slot->lockless;
+    if (locked) {
+        if (UMDEV_UNLIKELY(umdev_device_lock(device) != 0))
+            return access_slow(device, index, offset, bytes, length, flags, initiator, space, completion, context);
+        if (UMDEV_UNLIKELY(atomic_load(&device->gone))) {
+            umdev_device_unlock(device);
+            return access_slow(device, index, offset, bytes, length, flags, initiator, space, completion, context);
+        }
+    }
+    const struct umdev_region *region = &device->regions[index];
+    umdev_access access = umdev_describe(slot, index, element, 0, length, flags, initiator, space);
+    void *cell = region->state + slot->decl.cell + (size_t)element * length;
+    uint64_t value = write ? umdev_bytes_load(bytes, length) : umdev_cell_load(cell, length);
+    if (write)
+        umdev_cell_store(cell, length, value);
+    struct umdev_frame frame = access_frame(device, index, flags);
+    umdev_frames = &frame;
+    int result = (write ? slot->decl.on_write : slot->decl.on_read) == UMDEV_CALL_NATIVE
+                     ? slot->decl.native(device, &access, &value)
+                     : umdev_register_call(region, slot, write, &value);
+    umdev_frames = frame.outer;
+    if (UMDEV_UNLIKELY(result != UMDEV_OK))
+        return access_settle(device, slot, &access, result, value, bytes, locked, completion, context);
+    if (!write)
+        umdev_bytes_store(bytes, length, value & ~slot->decl.hide);
+    if (locked)
+        umdev_device_unlock(device);
+    return UMDEV_OK;
 }
 
 /* The access itself, traced or not. */
@@ -229,9 +319,15 @@ static inline int access_run(umdev_device *device, uint32_t region, uint64_t off
     bool write = flags & UMDEV_WRITE;
     umdev_count(write ? &device->counters.writes : &device->counters.reads);
     if (UMDEV_LIKELY(region < UMDEV_REGION_COUNT) &&
-        atomic_load_explicit(&device->regions[region].open, memory_order_acquire) &&
-        access_plain(&device->regions[region], offset, bytes, length, write))
-        return UMDEV_OK;
+        atomic_load_explicit(&device->regions[region].open, memory_order_acquire)) {
+        uint32_t element;
+        const struct umdev_slot *slot = access_whole(&device->regions[region], offset, length, &element);
+        if (slot && access_plain(&device->regions[region], slot, element, bytes, length, write))
+            return UMDEV_OK;
+        if (slot && (write ? slot->handled_store : slot->handled_load))
+            return access_handled(device, region, offset, slot, element, bytes, length, flags, initiator, space,
+                                 completion, context);
+    }
     return access_slow(device, region, offset, bytes, length, flags, initiator, space, completion, context);
 }
 

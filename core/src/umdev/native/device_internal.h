@@ -16,6 +16,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "register bytes are co
 #define UMDEV_LIKELY(x) __builtin_expect(!!(x), 1)
 #define UMDEV_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define UMDEV_CACHE_LINE 64
+#define UMDEV_PAGE_SIZE 4096
 
 enum { UMDEV_PENDING_LIMIT = 64, UMDEV_UNMODELLED_LIMIT = 4096 };
 
@@ -25,6 +26,8 @@ struct umdev_slot {
     uint64_t ones;        /* all bits of the width */
     bool free_load;       /* a read is one atomic load */
     bool free_store;      /* a full-width write is one atomic store */
+    bool handled_load;    /* a read is a call of the handler, with no more than the value */
+    bool handled_store;   /* a full-width write is one atomic store, then such a call */
     bool lockless;        /* never needs the lock */
 };
 
@@ -84,20 +87,29 @@ struct umdev_pending {
     uint32_t count;
 };
 
+/* What every access looks at stands first, on one page: after an exit of the guest the processor has forgotten where the
+ * pages are, and each one that is touched costs. */
 struct umdev_device {
-    struct umdev_region regions[UMDEV_REGION_COUNT];
-    umdev_memory *memory;
-    umdev_irq *irq;
+    /* Counted by every thread: on a line of their own. */
+    struct {
+        _Alignas(UMDEV_PAGE_SIZE) atomic_ullong reads;
+        atomic_ullong writes, unhandled, aborted, faulted, illegal;
+    } counters;
+
+    _Alignas(UMDEV_CACHE_LINE) pthread_mutex_t mutex;
+    _Atomic(const void *) owner; /* identity of the holding thread */
     void *user_data;
-    uint32_t id;
     atomic_uint gone;
     atomic_uint intercepted; /* intercept is not NULL */
+    umdev_memory *memory;
+    umdev_irq *irq;
+    uint32_t id;
+    struct umdev_region regions[UMDEV_REGION_COUNT];
+
     pthread_mutex_t gates;   /* orders changes of gone, enabled and intercept */
     umdev_intercept intercept; /* under gates, as its context */
     void *intercept_context;
 
-    pthread_mutex_t mutex;
-    _Atomic(const void *) owner; /* identity of the holding thread */
     pthread_cond_t completed;
     struct umdev_pending pending[UMDEV_PENDING_LIMIT]; /* under the lock, as all below */
     uint32_t pending_count;
@@ -106,12 +118,6 @@ struct umdev_device {
     umdev_unmodelled *unmodelled;
     uint32_t unmodelled_count;
     uint64_t unmodelled_lost;
-
-    /* Counted by every thread: on a line of their own. */
-    struct {
-        _Alignas(UMDEV_CACHE_LINE) atomic_ullong reads;
-        atomic_ullong writes, unhandled, aborted, faulted, illegal;
-    } counters;
 };
 
 /* One access on its way through dispatch. */
@@ -179,6 +185,43 @@ static inline void umdev_cell_store(void *cell, uint32_t width, uint64_t value)
     }
 }
 
+/* A scalar of 1, 2, 4 or 8 bytes that need not be aligned. */
+static inline uint64_t umdev_bytes_load(const void *bytes, uint32_t length)
+{
+    uint64_t value = 0;
+    switch (length) {
+    case 1:
+        memcpy(&value, bytes, 1);
+        break;
+    case 2:
+        memcpy(&value, bytes, 2);
+        break;
+    case 4:
+        memcpy(&value, bytes, 4);
+        break;
+    default:
+        memcpy(&value, bytes, 8);
+    }
+    return value;
+}
+
+static inline void umdev_bytes_store(void *bytes, uint32_t length, uint64_t value)
+{
+    switch (length) {
+    case 1:
+        memcpy(bytes, &value, 1);
+        break;
+    case 2:
+        memcpy(bytes, &value, 2);
+        break;
+    case 4:
+        memcpy(bytes, &value, 4);
+        break;
+    default:
+        memcpy(bytes, &value, 8);
+    }
+}
+
 /* The slot at `offset`, or NULL; *element and *first say which element and which byte of it. */
 static inline const struct umdev_slot *umdev_layout_slot(const umdev_layout *layout, uint64_t offset,
                                                          uint32_t *element, uint32_t *first)
@@ -202,6 +245,25 @@ static inline const struct umdev_slot *umdev_layout_slot(const umdev_layout *lay
     return slot;
 }
 
+/* What a handler is told of `count` bytes from byte `first` of a register. */
+static inline umdev_access umdev_describe(const struct umdev_slot *slot, uint32_t region, uint32_t element,
+                                          uint32_t first, uint32_t count, uint32_t flags, uint32_t initiator,
+                                          uint32_t space)
+{
+    const umdev_register *decl = &slot->decl;
+    return (umdev_access){
+        .header = {.size = sizeof(umdev_access), .major = UMDEV_ABI_MAJOR, .minor = UMDEV_ABI_MINOR},
+        .region = region,
+        .flags = flags,
+        .offset = decl->offset + element * (decl->count > 1 ? decl->stride : 0),
+        .width = decl->width,
+        .byte_mask = ((UINT32_C(1) << count) - 1) << first,
+        .index = element,
+        .initiator = initiator,
+        .space = space,
+    };
+}
+
 /* Takes the lock for a call unless it has it. False: the calling thread held it before; call->result says so. */
 bool umdev_call_lock(struct umdev_call *call);
 /* Notes a handler's result; UMDEV_OK changes nothing. */
@@ -212,6 +274,12 @@ void umdev_register_read(struct umdev_call *call, const struct umdev_slot *slot,
                          uint32_t count, uint8_t *bytes, uint32_t position);
 void umdev_register_write(struct umdev_call *call, const struct umdev_slot *slot, uint32_t element, uint32_t first,
                           uint32_t count, const uint8_t *bytes, uint32_t position);
+
+/* Calls the Python handler of a value: UMDEV_OK or UMDEV_FAULT. */
+int umdev_register_call(const struct umdev_region *region, const struct umdev_slot *slot, bool write, uint64_t *value);
+/* Settles what a C handler returned, for bytes as above. True: `value` counts. */
+bool umdev_register_settle(struct umdev_call *call, const struct umdev_slot *slot, int result, uint64_t value,
+                           const umdev_access *access, uint32_t first, uint32_t count, uint32_t position);
 
 /* windows.c */
 const struct umdev_area *umdev_area_at(const struct umdev_region *region, uint64_t offset, uint64_t *gap);

@@ -42,9 +42,11 @@ static void slot_init(struct umdev_slot *slot, const umdev_register *decl)
     slot->decl = *decl;
     slot->ones = umdev_ones(decl->width);
     slot->free_load = decl->on_read == UMDEV_CALL_NONE && decl->rc == 0;
-    slot->free_store = decl->on_write == UMDEV_CALL_NONE && decl->rw == slot->ones && decl->w1c == 0 &&
-                       decl->w1s == 0 && !commits &&
-                       !(decl->flags & (UMDEV_REGISTER_MASKED | UMDEV_REGISTER_DOORBELL));
+    bool stores = decl->rw == slot->ones && decl->w1c == 0 && decl->w1s == 0 && !commits &&
+                  !(decl->flags & (UMDEV_REGISTER_MASKED | UMDEV_REGISTER_DOORBELL));
+    slot->free_store = decl->on_write == UMDEV_CALL_NONE && stores;
+    slot->handled_load = (decl->on_read == UMDEV_CALL_NATIVE || decl->on_read == UMDEV_CALL_VALUE) && decl->rc == 0;
+    slot->handled_store = (decl->on_write == UMDEV_CALL_NATIVE || decl->on_write == UMDEV_CALL_VALUE) && stores;
     slot->lockless = (decl->flags & UMDEV_REGISTER_LOCKLESS) && !commits && decl->on_read <= UMDEV_CALL_NATIVE &&
                      decl->on_write <= UMDEV_CALL_NATIVE;
 }
@@ -160,6 +162,25 @@ static int layout_build(umdev_layout *layout)
     return error;
 }
 
+/* Puts the parts one behind the other, on pages of their own: a lookup goes through all of them. */
+static umdev_layout *layout_pack(const umdev_layout *loose)
+{
+    size_t pages = loose->page_count * sizeof *loose->pages, entries = loose->entry_count * sizeof *loose->entries;
+    size_t slots_at = (sizeof *loose + pages + entries + 63) / 64 * 64, slots = loose->count * sizeof *loose->slots;
+    size_t size = (slots_at + slots + UMDEV_PAGE_SIZE - 1) / UMDEV_PAGE_SIZE * UMDEV_PAGE_SIZE;
+    umdev_layout *layout = aligned_alloc(UMDEV_PAGE_SIZE, size);
+    if (!layout)
+        return NULL;
+    *layout = *loose;
+    layout->pages = (void *)(layout + 1);
+    layout->entries = (void *)((char *)layout->pages + pages);
+    layout->slots = (void *)((char *)layout + slots_at);
+    memcpy(layout->pages, loose->pages, pages);
+    memcpy(layout->entries, loose->entries, entries);
+    memcpy(layout->slots, loose->slots, slots);
+    return layout;
+}
+
 umdev_layout *umdev_layout_new(const umdev_register *registers, uint32_t count, uint32_t sizes, int *error)
 {
     *error = count > SLOTS_LIMIT ? -E2BIG : sizes == 0 || sizes > 15 ? -EINVAL : 0;
@@ -179,20 +200,18 @@ umdev_layout *umdev_layout_new(const umdev_register *registers, uint32_t count, 
             slot_init(&layout->slots[i], &registers[i]);
         *error = layout_build(layout);
     }
-    if (*error) {
-        umdev_layout_free(layout);
-        return NULL;
-    }
-    return layout;
+    umdev_layout *packed = *error ? NULL : layout_pack(layout);
+    if (!packed && !*error)
+        *error = -ENOMEM;
+    free(layout->entries);
+    free(layout->pages);
+    free(layout->slots);
+    free(layout);
+    return packed;
 }
 
 void umdev_layout_free(umdev_layout *layout)
 {
-    if (!layout)
-        return;
-    free(layout->entries);
-    free(layout->pages);
-    free(layout->slots);
     free(layout);
 }
 
@@ -259,25 +278,18 @@ static bool take_fault(void)
     return faulted;
 }
 
-static umdev_access describe(const struct umdev_call *call, const umdev_register *decl, uint32_t element,
-                             uint32_t first, uint32_t count)
+int umdev_register_call(const struct umdev_region *region, const struct umdev_slot *slot, bool write, uint64_t *value)
 {
-    return (umdev_access){
-        .header = {.size = sizeof(umdev_access), .major = UMDEV_ABI_MAJOR, .minor = UMDEV_ABI_MINOR},
-        .region = call->index,
-        .flags = call->flags,
-        .offset = decl->offset + element * (decl->count > 1 ? decl->stride : 0),
-        .width = decl->width,
-        .byte_mask = ((UINT32_C(1) << count) - 1) << first,
-        .index = element,
-        .initiator = call->initiator,
-        .space = call->space,
-    };
+    uint32_t number = (uint32_t)(slot - region->layout->slots);
+    if (write)
+        region->callbacks.write(region->context, number, *value);
+    else
+        *value = region->callbacks.read(region->context, number);
+    return take_fault() ? UMDEV_FAULT : UMDEV_OK;
 }
 
-/* Settles what a native handler returned. True: `*value` counts. */
-static bool settle(struct umdev_call *call, const struct umdev_slot *slot, int result, uint64_t value,
-                   const umdev_access *access, uint32_t first, uint32_t count, uint32_t position)
+bool umdev_register_settle(struct umdev_call *call, const struct umdev_slot *slot, int result, uint64_t value,
+                           const umdev_access *access, uint32_t first, uint32_t count, uint32_t position)
 {
     switch (result) {
     case UMDEV_OK:
@@ -289,6 +301,8 @@ static bool settle(struct umdev_call *call, const struct umdev_slot *slot, int r
             umdev_call_result(call, UMDEV_FAULT);
         return false;
     case UMDEV_UNHANDLED:
+        if (!(call->flags & UMDEV_WRITE))
+            value = 0;
         if (umdev_call_lock(call))
             umdev_unmodelled_note(call->device, call->index, access->offset + first, (const uint8_t *)&value + first,
                                   count, call->flags & UMDEV_WRITE);
@@ -318,11 +332,10 @@ void umdev_register_read(struct umdev_call *call, const struct umdev_slot *slot,
 
     switch (decl->on_read) {
     case UMDEV_CALL_NATIVE: {
-        umdev_access access = describe(call, decl, element, first, count);
+        umdev_access access = umdev_describe(slot, call->index, element, first, count, call->flags, call->initiator,
+                                             call->space);
         int result = decl->native(call->device, &access, &value);
-        if (result == UMDEV_UNHANDLED)
-            value = 0;
-        answered = settle(call, slot, result, value, &access, first, count, position);
+        answered = umdev_register_settle(call, slot, result, value, &access, first, count, position);
         call->touched |= result != UMDEV_UNHANDLED;
         break;
     }
@@ -408,9 +421,10 @@ void umdev_register_write(struct umdev_call *call, const struct umdev_slot *slot
     call->touched |= decl->on_write != UMDEV_CALL_NATIVE;
     switch (decl->on_write) {
     case UMDEV_CALL_NATIVE: {
-        umdev_access access = describe(call, decl, element, first, count);
+        umdev_access access = umdev_describe(slot, call->index, element, first, count, call->flags, call->initiator,
+                                             call->space);
         int result = decl->native(call->device, &access, &written);
-        settle(call, slot, result, written, &access, first, count, position);
+        umdev_register_settle(call, slot, result, written, &access, first, count, position);
         call->touched |= result != UMDEV_UNHANDLED;
         break;
     }
