@@ -122,8 +122,8 @@ static bool table_find(const struct umdev_kvm_table *table, bool io, uint64_t ad
     return target_holds(ret, address, length);
 }
 
-static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint32_t length,
-                 struct umdev_kvm_target *ret)
+static __attribute__((noinline)) bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address,
+                                           uint32_t length, struct umdev_kvm_target *ret)
 {
     bool found;
     if (!vcpu) { /* the host: who publishes waits for the mutex */
@@ -133,10 +133,6 @@ static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t add
         return found;
     }
     uint64_t generation = atomic_load(&machine->generation);
-    if (!io && vcpu->last_generation == generation && target_holds(&vcpu->last, address, length)) {
-        *ret = vcpu->last;
-        return true;
-    }
     const struct umdev_kvm_table *table;
     do {
         table = atomic_load(&machine->table);
@@ -151,7 +147,7 @@ static bool find(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t add
     return found;
 }
 
-static int to_device(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, const umdev_kvm_range *range, uint64_t offset,
+static inline int to_device(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, const umdev_kvm_range *range, uint64_t offset,
                      uint8_t *bytes, uint32_t length, bool write, umdev_kvm_event *event)
 {
     if (write && range->table_length && offset < range->table_offset + range->table_length &&
@@ -165,15 +161,15 @@ static int to_device(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, const umdev_kvm_r
         return UMDEV_KVM_VECTOR;
     }
     uint32_t flags = write ? UMDEV_WRITE | (range->io ? 0u : (uint32_t)UMDEV_POSTED) : 0;
-    int result = machine->api->access(range->device, range->region, offset, bytes, length, flags,
+    int result = machine->access(range->device, range->region, offset, bytes, length, flags,
                                       vcpu ? vcpu->index : 0, 0);
     if (result < 0 && !write)
         memset(bytes, 0xFF, length);
     return 0;
 }
 
-int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint8_t *bytes,
-                       uint32_t length, bool write, umdev_kvm_event *event)
+static __attribute__((noinline)) int dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address,
+                                              uint8_t *bytes, uint32_t length, bool write, umdev_kvm_event *event)
 {
     struct umdev_kvm_target target;
     if (!find(machine, vcpu, io, address, length, &target)) {
@@ -219,6 +215,16 @@ int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64
     default:
         return umdev_kvm_platform(machine, target.kind, (uint32_t)offset, bytes, length, write, event);
     }
+}
+
+__attribute__((hot)) int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint8_t *bytes,
+                       uint32_t length, bool write, umdev_kvm_event *event)
+{
+    /* The memory range that was found last is the one that is wanted, mostly. */
+    if (vcpu && !io && vcpu->last_generation == atomic_load(&machine->generation) &&
+        target_holds(&vcpu->last, address, length) && vcpu->last.kind == TARGET_DEVICE)
+        return to_device(machine, vcpu, &vcpu->last.range, address - vcpu->last.range.start, bytes, length, write, event);
+    return dispatch(machine, vcpu, io, address, bytes, length, write, event);
 }
 
 int umdev_kvm_access(umdev_kvm *machine, int io, uint64_t address, void *bytes, uint32_t length, int write)

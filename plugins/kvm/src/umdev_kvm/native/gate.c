@@ -29,36 +29,24 @@ static void kick(umdev_kvm_vcpu *vcpu)
         pthread_kill(vcpu->thread, KICK);
 }
 
-bool umdev_kvm_gate_enter(umdev_kvm_vcpu *vcpu)
+bool umdev_kvm_gate_wait(umdev_kvm_vcpu *vcpu)
 {
     umdev_kvm *machine = vcpu->machine;
-    for (;;) {
-        /* Cleared before the reasons for kicks are looked at: who sets one after that sets the flag again. */
-        __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-        atomic_store(&vcpu->in_guest, true);
-        if (!atomic_load(&machine->ending) && !atomic_load(&machine->gate))
-            return true;
-        pthread_mutex_lock(&machine->gate_mutex);
-        atomic_store(&vcpu->in_guest, false);
-        pthread_cond_broadcast(&machine->gate_changed);
-        while (atomic_load(&machine->gate) && !atomic_load(&machine->ending))
-            pthread_cond_wait(&machine->gate_changed, &machine->gate_mutex);
-        bool over = atomic_load(&machine->ending);
-        pthread_mutex_unlock(&machine->gate_mutex);
-        if (over)
-            return false;
-    }
+    pthread_mutex_lock(&machine->gate_mutex);
+    atomic_store(&vcpu->in_guest, false);
+    pthread_cond_broadcast(&machine->gate_changed);
+    while (atomic_load(&machine->gate) && !atomic_load(&machine->ending))
+        pthread_cond_wait(&machine->gate_changed, &machine->gate_mutex);
+    bool over = atomic_load(&machine->ending);
+    pthread_mutex_unlock(&machine->gate_mutex);
+    return !over;
 }
 
-void umdev_kvm_gate_leave(umdev_kvm_vcpu *vcpu)
+void umdev_kvm_gate_tell(umdev_kvm *machine)
 {
-    umdev_kvm *machine = vcpu->machine;
-    atomic_store(&vcpu->in_guest, false);
-    if (atomic_load(&machine->gate)) { /* somebody may wait for this */
-        pthread_mutex_lock(&machine->gate_mutex);
-        pthread_cond_broadcast(&machine->gate_changed);
-        pthread_mutex_unlock(&machine->gate_mutex);
-    }
+    pthread_mutex_lock(&machine->gate_mutex);
+    pthread_cond_broadcast(&machine->gate_changed);
+    pthread_mutex_unlock(&machine->gate_mutex);
 }
 
 /* With gate_mutex held. */

@@ -97,6 +97,8 @@ struct umdev_kvm_vcpu {
 /* What every exit looks at stands first: after an exit nothing is in the caches, and each page that is touched costs. */
 struct umdev_kvm {
     const umdev_api *api;
+    int (*access)(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length, uint32_t flags,
+                  uint32_t initiator, uint32_t space); /* of `api`, on one page less */
     atomic_uint gate; /* > 0: nobody enters the guest */
     atomic_bool ending;
     atomic_bool posting;           /* there has been a zone of posted stores, so the ring is looked at */
@@ -137,6 +139,9 @@ struct umdev_kvm {
     _Atomic uint64_t unclaimed, coalesced, doorbells;
 };
 
+#define UMDEV_KVM_LIKELY(x) __builtin_expect(!!(x), 1)
+#define UMDEV_KVM_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
 static inline void umdev_kvm_count(_Atomic uint64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
@@ -162,8 +167,8 @@ int umdev_kvm_platform(umdev_kvm *machine, enum umdev_kvm_target_kind kind, uint
 int umdev_kvm_gate_init(void);
 void umdev_kvm_gate_take(umdev_kvm_vcpu *vcpu); /* the calling thread runs it, until `give` */
 void umdev_kvm_gate_give(umdev_kvm_vcpu *vcpu);
-bool umdev_kvm_gate_enter(umdev_kvm_vcpu *vcpu); /* false: the run ends */
-void umdev_kvm_gate_leave(umdev_kvm_vcpu *vcpu);
+bool umdev_kvm_gate_wait(umdev_kvm_vcpu *vcpu); /* until the gate is open; false: the run ends */
+void umdev_kvm_gate_tell(umdev_kvm *machine);   /* who waits for processors to leave */
 /* doorbell.c */
 void umdev_kvm_bells_close(umdev_kvm *machine);
 /* vcpu.c */

@@ -30,6 +30,7 @@ umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *
         return NULL;
     }
     machine->api = api;
+    machine->access = api->access;
     machine->kvm = machine->vm = machine->bell_poll = machine->bell_end = -1;
     pthread_mutex_init(&machine->gate_mutex, NULL);
     pthread_cond_init(&machine->gate_changed, NULL);

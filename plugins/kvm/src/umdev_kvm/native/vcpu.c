@@ -140,7 +140,7 @@ static int fatal(umdev_kvm_event *event, uint32_t kind, uint32_t detail, uint64_
 }
 
 /* What the exit asks for: 0 to run on, or the event. */
-static int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+static __attribute__((hot)) int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
 {
     struct kvm_run *run = vcpu->run;
     switch (run->exit_reason) {
@@ -174,16 +174,40 @@ static int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
     }
 }
 
-static int run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+/* False: the run ends. */
+static inline bool gate_enter(umdev_kvm_vcpu *vcpu)
+{
+    umdev_kvm *machine = vcpu->machine;
+    for (;;) {
+        /* Cleared before the reasons for kicks are looked at, which the next store sees to: who sets one after that sets
+         * the flag again. */
+        __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
+        atomic_store(&vcpu->in_guest, true);
+        if (UMDEV_KVM_LIKELY(!atomic_load(&machine->ending) && !atomic_load(&machine->gate)))
+            return true;
+        if (!umdev_kvm_gate_wait(vcpu))
+            return false;
+    }
+}
+
+static inline void gate_leave(umdev_kvm_vcpu *vcpu)
+{
+    atomic_store(&vcpu->in_guest, false);
+    if (UMDEV_KVM_UNLIKELY(atomic_load(&vcpu->machine->gate)))
+        umdev_kvm_gate_tell(vcpu->machine);
+}
+
+static __attribute__((hot)) int run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
 {
     for (;;) {
-        if (!umdev_kvm_gate_enter(vcpu))
+        if (!gate_enter(vcpu))
             return fatal(event, UMDEV_KVM_STOPPED, 0, 0);
         int result = ioctl(vcpu->fd, KVM_RUN, 0);
-        int error = errno;
-        umdev_kvm_gate_leave(vcpu);
-        umdev_kvm_drain(vcpu->machine);
-        if (result < 0) {
+        int error = UMDEV_KVM_UNLIKELY(result < 0) ? errno : 0;
+        gate_leave(vcpu);
+        if (UMDEV_KVM_UNLIKELY(atomic_load_explicit(&vcpu->machine->posting, memory_order_relaxed)))
+            umdev_kvm_drain(vcpu->machine);
+        if (UMDEV_KVM_UNLIKELY(error)) {
             if (error != EINTR && error != EAGAIN)
                 return fatal(event, UMDEV_KVM_FAILED, (uint32_t)error, 0);
             count_exit(vcpu, INTERRUPTED);
