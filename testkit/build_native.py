@@ -17,7 +17,12 @@ ffi.set_source(
     sources=[str(path.relative_to(HERE)) for path in sorted(NATIVE.glob("*.c"))],
     include_dirs=["include", str(NATIVE.relative_to(HERE))],
     depends=[str(path) for folder in (INCLUDE, NATIVE) for path in sorted(folder.glob("*.h"))],
-    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"],
+    # As in the plugins: a handler is entered straight.
+    extra_compile_args=[
+        *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"),
+        *("-fvisibility=hidden", "-fno-plt", "-flto"),
+    ],
+    extra_link_args=["-flto", "-O2"],
 )
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ answer it; the subject is the loop of `umdev_kvm.Machine` with the bench's devic
 from __future__ import annotations
 
 import os
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umdev.errors import NotSupported
 
@@ -65,29 +64,29 @@ def _reads(register: int) -> Iterator[Pair]:
                 raise RuntimeError("the bench's device is not where its payload looks for it")
             machine.load(payload, address=ENTRY)
             kvm.umdev_kvm_begin(machine.vm.pointer)
-            vcpu, event = machine.vm.vcpu(0), kvm_ffi.new("umdev_kvm_event *")
+            event = kvm_ffi.new("umdev_kvm_event *")
+            arguments = [
+                ffi.cast(kind, int(kvm_ffi.cast("uintptr_t", pointer)))
+                for kind, pointer in {
+                    "umdev_bench_kvm_run": kvm_ffi.addressof(kvm, "umdev_kvm_vcpu_run"),
+                    "umdev_kvm_vcpu *": machine.vm.vcpu(0),
+                    "umdev_kvm_event *": event,
+                }.items()
+            ]
 
             def subject() -> Sequence[float]:
-                times, before = [], None
-                for _ in range(BATCHES):
-                    start = time.perf_counter_ns()
-                    kind = kvm.umdev_kvm_vcpu_run(vcpu, event)
-                    times.append((time.perf_counter_ns() - start) / BATCH)
-                    _expect(kind == kvm.UMDEV_KVM_EXITED)
-                    _expect(before is None or (event.value - before) % 2**32 == BATCH)
-                    before = event.value
+                before = event.value
+                times = _per_read(lib.umdev_bench_kvm_runs, *arguments, kvm.UMDEV_KVM_EXITED)
+                # The payload writes the handler's last answer to the port: every read reached it, else the time is no time.
+                if before and (event.value - before) % 2**32 != BATCH * BATCHES:
+                    raise RuntimeError("the payload's reads did not all reach the device")
                 return times
 
-            yield Pair(
-                subject,
-                lambda: [duration / BATCH for duration in timed(lib.umdev_bench_kvm_reads, floor, count=BATCHES)],
-            )
+            yield Pair(subject, lambda: _per_read(lib.umdev_bench_kvm_reads, floor))
         finally:
             machine.close()
             lib.umdev_bench_kvm_free(floor)
 
 
-def _expect(condition: bool) -> None:
-    """Every read reached the handler: else the time says nothing."""
-    if not condition:
-        raise RuntimeError("the payload's reads did not all reach the device")
+def _per_read(measure: Any, *arguments: Any) -> Sequence[float]:
+    return [duration / BATCH for duration in timed(measure, *arguments, count=BATCHES)]

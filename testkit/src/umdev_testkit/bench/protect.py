@@ -6,7 +6,6 @@ The guest is memory of this process and a loop in C that stores to it: as proces
 from __future__ import annotations
 
 import os
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,56 +82,42 @@ def trap_python() -> Iterator[Pair]:
 @contextmanager
 def arm() -> Iterator[Pair]:
     """To arm a page, in a batch of neighbours."""
-    with _client(ProtectMode.TRAP, ARMED) as (native, addresses, _), _guard(ARMED, asynchronous=False) as guard:
-        core, failed = _native.lib, _native.ffi.new("uint64_t *")
-
-        def subject() -> Sequence[float]:
-            times = []
-            for _ in range(BATCHES):
-                start = time.perf_counter_ns()
-                code = core.umdev_protect_client_arm(native, addresses, ARMED, failed)
-                times.append((time.perf_counter_ns() - start) / ARMED)
-                _expect(code == 0 and core.umdev_protect_client_pages(native) == ARMED)
-                core.umdev_protect_client_disarm(native, addresses, ARMED)
-            return times
-
-        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_arms, guard, ARMED))
+    with _client(ProtectMode.TRAP, ARMED) as client, _guard(ARMED, asynchronous=False) as guard:
+        yield Pair(
+            lambda: _per_page(lib.umdev_bench_client_arms, client, ARMED),
+            lambda: _per_page(lib.umdev_bench_guard_arms, guard, ARMED),
+        )
 
 
 @contextmanager
 def track_scan() -> Iterator[Pair]:
     """To look at a page: one in eight has been stored to."""
-    with _client(ProtectMode.TRACK, SCANNED) as (native, addresses, guest), _guard(SCANNED, asynchronous=True) as guard:
-        core, failed = _native.lib, _native.ffi.new("uint64_t *")
-        found = _native.ffi.new("uint64_t[]", SCANNED)
-        _expect(core.umdev_protect_client_arm(native, addresses, SCANNED, failed) == 0)
-
-        def subject() -> Sequence[float]:
-            times = []
-            core.umdev_protect_client_collect(native, found, SCANNED)
-            for _ in range(BATCHES):
-                _store(guest, SCANNED, STRIDE)
-                start = time.perf_counter_ns()
-                count = core.umdev_protect_client_collect(native, found, SCANNED)
-                times.append((time.perf_counter_ns() - start) / SCANNED)
-                _expect(count == SCANNED // STRIDE)
-            return times
-
-        yield Pair(subject, lambda: _per_page(lib.umdev_bench_guard_scans, guard, SCANNED, STRIDE))
+    with _client(ProtectMode.TRACK, SCANNED) as client, _guard(SCANNED, asynchronous=True) as guard:
+        _expect(client.arm(client.client, client.addresses, SCANNED, ffi.new("uint64_t *")) == 0)
+        yield Pair(
+            lambda: _per_page(lib.umdev_bench_client_scans, client, SCANNED, STRIDE),
+            lambda: _per_page(lib.umdev_bench_guard_scans, guard, SCANNED, STRIDE),
+        )
 
 
 @contextmanager
-def _client(mode: ProtectMode, pages: int) -> Iterator[tuple[Any, Any, GuestMemory]]:
-    """The core's C client of a mode, the addresses of all pages, and the memory."""
-    core = _native.lib
+def _client(mode: ProtectMode, pages: int) -> Iterator[Any]:
+    """A `umdev_bench_client`: the core's C client of a mode, with so many pages."""
     with _memory(pages) as guest:
-        numbers = [guest.address + number * PAGE_SIZE for number in range(pages)]
         null = _native.ffi.NULL
-        client = guest.protector().native_client(mode, null, null, null)
+        native = guest.protector().native_client(mode, null, null, null)
+        addresses = ffi.new("uint64_t[]", [guest.address + number * PAGE_SIZE for number in range(pages)])
+        found = ffi.new("uint64_t[]", pages)
+        client = ffi.new("umdev_bench_client *", {"addresses": addresses, "found": found, "pages": pages})
+        client.client = _pointer("umdev_protect_client *", native)
+        client.memory = ffi.cast("uint8_t *", guest.address)
+        for name, function in {"arm": "arm", "disarm": "disarm", "armed": "pages", "collect": "collect"}.items():
+            found_at = _native.ffi.addressof(_native.lib, f"umdev_protect_client_{function}")
+            setattr(client, name, _pointer(ffi.typeof(getattr(client, name)), found_at))
         try:
-            yield client, _native.ffi.new("uint64_t[]", numbers), guest
+            yield client
         finally:
-            core.umdev_protect_client_free(client)
+            _native.lib.umdev_protect_client_free(native)
 
 
 @contextmanager
@@ -167,6 +152,11 @@ def _per_page(measure: Any, guard: Any, pages: int, *more: int) -> Sequence[floa
 
 def _address(pointer: Any) -> int:
     return int(ffi.cast("uintptr_t", pointer))
+
+
+def _pointer(kind: Any, pointer: Any) -> Any:
+    """A pointer of the core's module, for the bench's."""
+    return ffi.cast(kind, int(_native.ffi.cast("uintptr_t", pointer)))
 
 
 def _expect(condition: bool) -> None:

@@ -47,6 +47,12 @@ typedef struct umdev_bench_kvm umdev_bench_kvm;
 umdev_bench_kvm *umdev_bench_kvm_new(const void *payload, uint32_t length, int *error);
 int umdev_bench_kvm_reads(umdev_bench_kvm *machine, uint32_t count, uint64_t *times);
 void umdev_bench_kvm_free(umdev_bench_kvm *machine);
+/* The same of umdev_kvm: a batch is one call of its run loop, which must end with what `kind` names. */
+typedef struct umdev_kvm_vcpu umdev_kvm_vcpu;
+typedef struct umdev_kvm_event umdev_kvm_event;
+typedef int (*umdev_bench_kvm_run)(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret);
+int umdev_bench_kvm_runs(umdev_bench_kvm_run run, umdev_kvm_vcpu *vcpu, umdev_kvm_event *event, int kind,
+                         uint32_t count, uint64_t *times);
 
 /* Memory of this process under a bare userfaultfd: the least that protection can cost. Asynchronous: no thread; the
  * kernel remembers stores, and a scan tells. Else a thread releases each page that is stored to. */
@@ -59,6 +65,23 @@ int umdev_bench_guard_arms(umdev_bench_guard *guard, uint32_t count, uint64_t *t
 int umdev_bench_guard_traps(umdev_bench_guard *guard, uint32_t count, uint64_t *times);
 /* A batch scans all pages, each `stride`-th of them stored to since the last scan. */
 int umdev_bench_guard_scans(umdev_bench_guard *guard, uint32_t stride, uint32_t count, uint64_t *times);
+
+/* A client of the core's protector, and the core's functions for it. */
+typedef struct umdev_protect_client umdev_protect_client;
+typedef struct umdev_bench_client {
+    umdev_protect_client *client;
+    uint8_t *memory;
+    const uint64_t *addresses; /* of its pages */
+    uint64_t *found;           /* room for as many */
+    uint32_t pages;
+    int (*arm)(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed);
+    int (*disarm)(umdev_protect_client *client, const uint64_t *pages, uint32_t count);
+    uint64_t (*armed)(umdev_protect_client *client);
+    int64_t (*collect)(umdev_protect_client *client, uint64_t *pages, uint64_t capacity);
+} umdev_bench_client;
+/* As umdev_bench_guard_arms and _scans do it; -EIO if not all pages were armed, or not all stores found. */
+int umdev_bench_client_arms(const umdev_bench_client *client, uint32_t count, uint64_t *times);
+int umdev_bench_client_scans(const umdev_bench_client *client, uint32_t stride, uint32_t count, uint64_t *times);
 
 /* Store to each `stride`-th page; *time gets nanoseconds. */
 int umdev_bench_store_pages(uint8_t *memory, uint32_t pages, uint32_t stride, uint64_t *time);

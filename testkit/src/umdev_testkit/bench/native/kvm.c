@@ -106,6 +106,18 @@ umdev_bench_kvm *umdev_bench_kvm_new(const void *payload, uint32_t length, int *
     return NULL;
 }
 
+int umdev_bench_kvm_runs(umdev_bench_kvm_run run, umdev_kvm_vcpu *vcpu, umdev_kvm_event *event, int kind,
+                         uint32_t count, uint64_t *times)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t start = umdev_bench_now();
+        if (run(vcpu, event) != kind)
+            return -EIO;
+        times[i] = umdev_bench_now() - start;
+    }
+    return 0;
+}
+
 int umdev_bench_kvm_reads(umdev_bench_kvm *machine, uint32_t count, uint64_t *times)
 {
     struct kvm_run *run = machine->run;

@@ -216,6 +216,36 @@ int umdev_bench_guard_scans(umdev_bench_guard *guard, uint32_t stride, uint32_t 
     return result;
 }
 
+int umdev_bench_client_arms(const umdev_bench_client *client, uint32_t count, uint64_t *times)
+{
+    int result = 0;
+    for (uint32_t i = 0; i < count && !result; i++) {
+        uint64_t failed, begin = umdev_bench_now();
+        result = client->arm(client->client, client->addresses, client->pages, &failed);
+        times[i] = umdev_bench_now() - begin;
+        if (!result && client->armed(client->client) != client->pages)
+            result = -EIO;
+        if (!result)
+            result = client->disarm(client->client, client->addresses, client->pages);
+    }
+    return result;
+}
+
+int umdev_bench_client_scans(const umdev_bench_client *client, uint32_t stride, uint32_t count, uint64_t *times)
+{
+    int64_t found = client->collect(client->client, client->found, client->pages);
+    for (uint32_t i = 0; i < count && found >= 0; i++) {
+        uint64_t ignored;
+        umdev_bench_store_pages(client->memory, client->pages, stride, &ignored);
+        uint64_t begin = umdev_bench_now();
+        found = client->collect(client->client, client->found, client->pages);
+        times[i] = umdev_bench_now() - begin;
+        if (found >= 0 && found != (client->pages + stride - 1) / stride)
+            found = -EIO;
+    }
+    return found < 0 ? (int)found : 0;
+}
+
 void umdev_bench_notified(void *context, uint64_t address)
 {
     (void)address;
