@@ -77,7 +77,7 @@ def _reads(register: int) -> Iterator[Pair]:
             def subject() -> Sequence[float]:
                 before = event.value
                 times = _per_read(lib.umdev_bench_kvm_runs, *arguments, kvm.UMDEV_KVM_EXITED)
-                # The payload writes the last answer to the port: without every read at the handler the time says nothing.
+                # The payload writes the last answer to the port. Unless all reads were served, the time says nothing.
                 if before and (event.value - before) % 2**32 != BATCH * BATCHES:
                     raise RuntimeError("the payload's reads did not all reach the device")
                 return times
