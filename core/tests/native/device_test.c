@@ -1,4 +1,5 @@
 /* Dispatch without Python: every access kind x width x split, handlers, the register map, gates, areas. */
+#include <stdbool.h>
 #include <time.h>
 
 #include "device_fixture.h"
@@ -295,6 +296,78 @@ static void test_unmodelled(void)
     drop(&f);
 }
 
+static int answers; /* what the C handler below returns */
+static uint64_t told[8]; /* what it was told; no padding, which nobody sets */
+
+static int native_handler(void *device, const umdev_access *access, uint64_t *value)
+{
+    (void)device;
+    uint64_t members[] = {access->region, access->flags, access->offset, access->width,
+                          access->byte_mask, access->index, access->initiator, access->space};
+    memcpy(told, members, sizeof told);
+    seen.old = *value;
+    *value ^= UINT64_C(0xA5A5A5A5A5A5A5A5);
+    return answers;
+}
+
+static int let_pass(void *context, uint32_t region, uint64_t offset, void *bytes, uint32_t length, uint32_t flags)
+{
+    (void)context, (void)region, (void)offset, (void)bytes, (void)length, (void)flags;
+    return -1;
+}
+
+struct outcome {
+    uint64_t result, bytes, cells[4], value, old, told[8], unmodelled;
+    umdev_counters counters;
+};
+
+static struct outcome one_access(const umdev_register *r, bool write, bool long_way)
+{
+    struct fixture f = make(r, 1, 0x100);
+    struct outcome seen_here = {.bytes = UINT64_C(0x1122334455667788)};
+    uint64_t lost, offset = r->offset + (r->count - 1) * r->stride;
+    memset(told, 0, sizeof told);
+    for (int i = 0; i < 4; i++)
+        f.state[i] = UINT64_C(0x0F1E2D3C4B5A6978);
+    seen.answer = UINT64_C(0xCAFEF00DDEADBEEF);
+    seen.fail = answers == UMDEV_FAULT;
+    umdev_device_set_intercept(f.device, long_way ? let_pass : NULL, NULL);
+    seen_here.result = (uint64_t)umdev_device_access(f.device, 0, offset, &seen_here.bytes, r->width, write ? UMDEV_WRITE : 0, 5, 6);
+    memcpy(seen_here.cells, f.state, sizeof seen_here.cells);
+    seen_here.value = seen.value;
+    seen_here.old = seen.old;
+    memcpy(seen_here.told, told, sizeof told);
+    umdev_device_counters(f.device, &seen_here.counters);
+    seen_here.unmodelled = umdev_device_unmodelled(f.device, NULL, 0, &lost);
+    CHECK(umdev_device_trylock(f.device) == 1); /* it was given back */
+    umdev_device_unlock(f.device);
+    drop(&f);
+    return seen_here;
+}
+
+/* An access to all of a register with a handler goes a short way, unless an intercept looks at it: with the same end. */
+static void test_both_ways(void)
+{
+    static const int results[] = {UMDEV_OK, UMDEV_UNHANDLED, UMDEV_ABORT, UMDEV_FAULT, UMDEV_GONE};
+    for (int which = 0; which < 4 * 2 * 2 * 2 * 2 * KINDS; which++) {
+        bool native = which & 1, write = which & 2, lockless = which & 4, many = which & 8;
+        uint32_t width = 1u << (which >> 4 & 3);
+        umdev_register r = declare((enum kind)(which >> 6), 0x10, width, 8);
+        r.count = many ? 3 : 1;
+        r.stride = many ? 16 : 0;
+        r.flags = native && lockless ? UMDEV_REGISTER_LOCKLESS : 0;
+        r.on_read = r.on_write = native ? UMDEV_CALL_NATIVE : UMDEV_CALL_VALUE;
+        r.native = native_handler;
+        for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
+            answers = results[i];
+            struct outcome quick = one_access(&r, write, false), slow = one_access(&r, write, true);
+            CHECK(memcmp(&quick, &slow, sizeof quick) == 0);
+            CHECK(!native || (quick.told[5] == r.count - 1 && quick.told[6] == 5 && quick.told[7] == 6));
+            CHECK(!native || quick.result == (uint64_t)answers);
+        }
+    }
+}
+
 /* `device_test bench`: ns per access, for people. */
 static void bench(void)
 {
@@ -335,6 +408,7 @@ int main(int count, char **arguments)
     test_areas();
     test_context();
     test_unmodelled();
+    test_both_ways();
     puts("ok");
     return 0;
 }

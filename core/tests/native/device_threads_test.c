@@ -235,6 +235,32 @@ static void test_suspended(void)
     drop(&f);
 }
 
+static void *write_soon(void *device)
+{
+    CHECK(wr(device, 12, 1, 4) == UMDEV_GONE);
+    return NULL;
+}
+
+/* An access that has passed the gate, and waits for the lock, finds the device gone: no handler runs any more. */
+static void test_gone_while_waiting(void)
+{
+    umdev_register r = declare(RW, 12, 4, 12);
+    r.on_write = UMDEV_CALL_VALUE;
+    struct fixture f = make(&r, 1, 64);
+    pthread_t writer, ender;
+    CHECK(umdev_device_lock(f.device) == 0);
+    pthread_create(&writer, NULL, write_soon, f.device);
+    usleep(50000); /* it waits by now, or meets the closed gate: the same end */
+    pthread_create(&ender, NULL, end_soon, f.device);
+    while (rd(f.device, 12, 4, NULL) != ones(4)) /* a plain read needs no lock */
+        usleep(1000);
+    umdev_device_unlock(f.device);
+    pthread_join(writer, NULL);
+    pthread_join(ender, NULL);
+    CHECK(seen.writes == 0);
+    drop(&f);
+}
+
 /* ---- races ---- */
 
 enum { ROUNDS = 20000, THREADS = 4 };
@@ -310,6 +336,7 @@ int main(void)
     test_ended_within();
     test_lock_and_intercept();
     test_suspended();
+    test_gone_while_waiting();
     test_race();
     puts("ok");
     return 0;

@@ -291,19 +291,24 @@ static int access_handled(umdev_device *device, uint32_t index, uint64_t offset,
         }
     }
     const struct umdev_region *region = &device->regions[index];
-    umdev_access access = umdev_describe(slot, index, element, 0, length, flags, initiator, space);
     void *cell = region->state + slot->decl.cell + (size_t)element * length;
     uint64_t value = write ? umdev_bytes_load(bytes, length) : umdev_cell_load(cell, length);
     if (write)
         umdev_cell_store(cell, length, value);
     struct umdev_frame frame = access_frame(device, index, flags);
     umdev_frames = &frame;
-    int result = (write ? slot->decl.on_write : slot->decl.on_read) == UMDEV_CALL_NATIVE
-                     ? slot->decl.native(device, &access, &value)
-                     : umdev_register_call(region, slot, write, &value);
+    int result;
+    if ((write ? slot->decl.on_write : slot->decl.on_read) == UMDEV_CALL_NATIVE) {
+        umdev_access access = umdev_describe(slot, index, element, 0, length, flags, initiator, space);
+        result = slot->decl.native(device, &access, &value);
+    } else {
+        result = umdev_register_call(region, slot, write, &value);
+    }
     umdev_frames = frame.outer;
-    if (UMDEV_UNLIKELY(result != UMDEV_OK))
+    if (UMDEV_UNLIKELY(result != UMDEV_OK)) {
+        umdev_access access = umdev_describe(slot, index, element, 0, length, flags, initiator, space);
         return access_settle(device, slot, &access, result, value, bytes, locked, completion, context);
+    }
     if (!write)
         umdev_bytes_store(bytes, length, value & ~slot->decl.hide);
     if (locked)
