@@ -112,20 +112,49 @@ static void test_fences(void)
     }
 }
 
+static const softgpu_api api = {.space_read = space_read, .space_write = space_write};
+
+static void set_fences(gvt_aperture *aperture)
+{
+    for (int i = 0; i < 4; i++) {
+        uint64_t first = chance() % 80 * 4096;
+        aperture->fences[i] = (gvt_fence){.first = first,
+                                          .end = chance() % 2 ? first + chance() % 16 * 4096 : 0,
+                                          .pitch = (uint32_t)(chance() % 64 + 1) * 128,
+                                          .y_tiled = chance() % 2};
+    }
+}
+
+/* One long access does what as many of a byte do. */
+static void test_aperture_runs(void)
+{
+    gvt_aperture aperture = {.api = &api};
+    static uint8_t before[MEMORY], after[MEMORY], bytes[40000], back[40000];
+    for (int round = 0; round < 300; round++) {
+        set_fences(&aperture);
+        uint32_t length = (uint32_t)(chance() % sizeof bytes + 1);
+        uint64_t offset = chance() % (MEMORY + 4096);
+        for (uint32_t i = 0; i < length; i++)
+            bytes[i] = (uint8_t)chance();
+        memcpy(before, memory, MEMORY);
+        CHECK(gvt_aperture_access(&aperture, offset, bytes, length, UMDEV_WRITE) == UMDEV_OK);
+        memcpy(after, memory, MEMORY);
+        memcpy(memory, before, MEMORY);
+        for (uint32_t i = 0; i < length; i++)
+            CHECK(gvt_aperture_access(&aperture, offset + i, &bytes[i], 1, UMDEV_WRITE) == UMDEV_OK);
+        CHECK(memcmp(after, memory, MEMORY) == 0);
+        CHECK(gvt_aperture_access(&aperture, offset, back, length, 0) == UMDEV_OK);
+        for (uint32_t i = 0; i < length; i++)
+            CHECK(gvt_aperture_access(&aperture, offset + i, &bytes[i], 1, 0) == UMDEV_OK && bytes[i] == back[i]);
+    }
+}
+
 static void test_aperture(void)
 {
-    static const softgpu_api api = {.space_read = space_read, .space_write = space_write};
     gvt_aperture aperture = {.api = &api};
     for (int round = 0; round < 50000; round++) {
-        if (round % 64 == 0) {
-            for (int i = 0; i < 4; i++) {
-                uint64_t first = chance() % 80 * 4096;
-                aperture.fences[i] = (gvt_fence){.first = first,
-                                                 .end = chance() % 2 ? first + chance() % 16 * 4096 : 0,
-                                                 .pitch = (uint32_t)(chance() % 64 + 1) * 512,
-                                                 .y_tiled = chance() % 2};
-            }
-        }
+        if (round % 64 == 0)
+            set_fences(&aperture);
         uint32_t length = (uint32_t)(chance() % 64 + 1);
         uint64_t offset = chance() % (MEMORY + 4096);
         uint8_t *bytes = malloc(length);
@@ -157,6 +186,7 @@ int main(void)
     test_ggtt();
     test_fences();
     test_aperture();
+    test_aperture_runs();
     test_unlisted();
     test_hot();
     puts("ok");

@@ -29,6 +29,19 @@ static const gvt_fence *fence_at(const gvt_aperture *aperture, uint64_t address)
     return NULL;
 }
 
+/* How many bytes from the address on lie next to each other. Fences begin and end at pages. */
+static uint32_t run_length(const gvt_fence *fence, uint64_t address)
+{
+    uint32_t run = 4096 - (uint32_t)(address % 4096);
+    if (fence) { /* whose pitch a guest may set to what is no multiple of a tile's width */
+        uint32_t column = (uint32_t)((address - fence->first) % fence->pitch);
+        uint32_t width = fence->y_tiled ? Y_COLUMN : X_WIDTH, row = fence->pitch - column;
+        run = row < run ? row : run;
+        run = width - column % width < run ? width - column % width : run;
+    }
+    return run;
+}
+
 static void access_run(gvt_aperture *aperture, uint64_t address, uint8_t *bytes, uint32_t length, uint32_t flags)
 {
     const softgpu_api *api = aperture->api;
@@ -50,12 +63,11 @@ int gvt_aperture_access(void *context, uint64_t offset, void *bytes, uint32_t le
     uint8_t *at = bytes;
     while (length) {
         const gvt_fence *fence = fence_at(aperture, offset);
-        if (!fence && offset % 4096 + length <= 4096) { /* fences begin and end at pages */
-            access_run(aperture, offset, at, length, flags);
-            return UMDEV_OK;
-        }
-        access_run(aperture, fence ? gvt_untile(fence, offset) : offset, at, 1, flags);
-        offset++, at++, length--;
+        uint32_t run = run_length(fence, offset);
+        if (run > length)
+            run = length;
+        access_run(aperture, fence ? gvt_untile(fence, offset) : offset, at, run, flags);
+        offset += run, at += run, length -= run;
     }
     return UMDEV_OK;
 }
