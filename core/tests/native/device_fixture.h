@@ -11,14 +11,7 @@
 #include "umdev.h"
 
 #include "device_decls.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 /* What the Python side would do: counts calls, keeps the last values. */
 static struct {

@@ -18,14 +18,7 @@
 #include "umdev.h"
 
 #include "irq_decls.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 enum { THREADS = 4, SIGNALS = 2000 };
 

@@ -12,14 +12,7 @@
 #include "umdev.h"
 
 #include "irq_decls.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 enum { INTX = UMDEV_IRQ_INTX, MSI = UMDEV_IRQ_MSI, MSIX = UMDEV_IRQ_MSIX };
 static const uint32_t MASTER = UMDEV_IRQ_BUS_MASTER;

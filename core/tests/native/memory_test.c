@@ -15,15 +15,7 @@
 #include "umdev.h"
 #include "device_decls.h"
 #include "memory_decls.h"
-
-#undef NDEBUG
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                 \
-            exit(1);                                                                        \
-        }                                                                                   \
-    } while (0)
+#include "check.h"
 
 enum { PAGE = 4096 };
 

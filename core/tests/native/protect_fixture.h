@@ -16,14 +16,7 @@
 #include "device_decls.h"
 #include "memory_decls.h"
 #include "protect_decls.h"
-
-#define CHECK(condition)                                                                    \
-    do {                                                                                    \
-        if (!(condition)) {                                                                 \
-            fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
-            exit(1);                                                                        \
-        }                                                                                   \
-    } while (0)
+#include "check.h"
 
 enum { PAGE = 4096, PAGES = 32 };
 

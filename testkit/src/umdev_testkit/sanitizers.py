@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umdev_testkit.errors import CompileFailed, SanitizerMissing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 __all__ = ["SANITIZERS", "SKIPPED", "run_sanitized"]
 
@@ -25,6 +25,7 @@ SKIPPED = 77
 _FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread")
 _OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1"}
 _COMPILE_TIME = 390.0  # seconds
+_HEADERS = Path(__file__).parent / "native"
 
 
 def run_sanitized(
@@ -32,7 +33,8 @@ def run_sanitized(
 ) -> subprocess.CompletedProcess[str]:
     """Compile C files to one program in `folder`, warnings being errors, and run it; what it came to.
 
-    A finding ends the program with a status other than 0, and stands in its stderr.
+    They may include "umdev_check.h", for the macro CHECK(condition). A finding ends the program with a status other
+    than 0, and stands in its stderr.
 
     Raises:
         SanitizerMissing: no compiler, or one without this sanitizer, or a kernel that can't run it.
@@ -51,7 +53,7 @@ def run_sanitized(
             f"this compiler or kernel can't run {flags[0]}: install the compiler's sanitizer libraries"
         )
     program = str(folder / "sanitized")
-    where = [f"-I{folder}" for folder in includes]
+    where = [f"-I{folder}" for folder in (*includes, _HEADERS)]
     built = _run([compiler, *_FLAGS, *flags, *where, *map(str, sources), "-o", program], _COMPILE_TIME)
     if built.returncode:
         raise CompileFailed(built.stderr)

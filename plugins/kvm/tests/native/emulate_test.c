@@ -1,6 +1,7 @@
 /* Stores of four threads to emulated pages, while devices come, go, and change their minds about pages. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "umdev_check.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,14 +9,6 @@
 enum { THREADS = 4, PAGES = 32, STORES = 20000, PAGE = 4096, DEVICES = 2 };
 
 #define GUEST 0x40000000u
-#define CHECK(condition)                                                                                              \
-    do                                                                                                                \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                           \
-            abort();                                                                                                  \
-        }                                                                                                             \
-    while (0)
-
 struct umdev_device {
     pthread_mutex_t mutex;
     uint64_t told;

@@ -14,18 +14,11 @@
 #include "umdev.h"
 
 #include "kvm_decls.h"
+#include "umdev_check.h"
 
 #define MEMORY (1 << 20)
 #define SPARE 0x80000u
 #define BAR 0xC0000000u
-#define CHECK(condition)                                                       \
-    do {                                                                       \
-        if (!(condition)) {                                                    \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
-            exit(1);                                                           \
-        }                                                                      \
-    } while (0)
-
 /* again: mov eax, [ebx]; mov [ebx + 8], eax; mov [ebx + 16], eax; inc dword ptr [0x80000]; jmp again */
 static const uint8_t payload[] = {0xBB, 0x00, 0x00, 0x00, 0xC0, 0x8B, 0x03, 0x89, 0x43, 0x08, 0x89, 0x43, 0x10,
                                   0xFF, 0x05, 0x00, 0x00, 0x08, 0x00, 0xEB, 0xF0};

@@ -7,14 +7,7 @@
 #include "softgpu.h"
 
 #include "nv_decls.h"
-
-#define CHECK(condition)                                                    \
-    do {                                                                    \
-        if (!(condition)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                        \
-        }                                                                   \
-    } while (0)
+#include "umdev_check.h"
 
 enum { VRAM = 1 << 20, SYSTEM = 1 << 16, PAGE = 4096 };
 

@@ -15,14 +15,7 @@
 
 #include "umdev.h"
 #include "link.h"
-
-#define CHECK(condition)                                                          \
-    do {                                                                          \
-        if (!(condition)) {                                                       \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);       \
-            abort();                                                              \
-        }                                                                         \
-    } while (0)
+#include "umdev_check.h"
 
 enum { READ = 9, WRITE = 10, DMA_READ = 11, DMA_WRITE = 12, MULTI = 15, REPLY = 1, NO_REPLY = 0x10, FAILED = 0x20 };
 

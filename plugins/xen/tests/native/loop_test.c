@@ -1,6 +1,7 @@
 /* The loop against a ring page that anything may stand on: every request ends, in bounds, and is answered.
  * Xen's libraries are the test's here, since no sanitizer runs in a dom0; the tests in dom0 use the real ones. */
 #include "internal.h"
+#include "umdev_check.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -9,14 +10,6 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            exit(1); \
-        } \
-    } while (0)
 
 #define PAGES 4u
 #define BAR 0xF0000000u
