@@ -59,9 +59,7 @@ def _linux() -> Row:
     if why is None:
         return Row("host", "Linux on KVM", ok=True, text="umdev run can boot it: the processor runs guests")
     cause, _, _registers = why.partition("; ")
-    return Row(
-        "host", "Linux on KVM", None, f"only bare payloads: this KVM emulates a part of the guest ({cause})", REMEDY
-    )
+    return Row("host", "Linux on KVM", None, f"only bare payloads: KVM emulates them in part ({cause})", REMEDY)
 
 
 def _pin() -> Row:

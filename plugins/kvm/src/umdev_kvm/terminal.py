@@ -24,7 +24,9 @@ _PAUSE = 0.01
 
 @contextlib.contextmanager
 def terminal(machine: Machine, end: Callable[[], None]) -> Iterator[None]:
-    """Keys go to the serial port while the block runs; a terminal is raw meanwhile. Ctrl-] calls `end`, by any thread."""
+    """Keys go to the serial port while the block runs; a terminal is raw meanwhile. Ctrl-] calls `end`, in a thread of
+    its own.
+    """
     done, wake = os.pipe()
     thread = threading.Thread(target=_read_keys, args=(machine, done, end), name="console")
     saved = termios.tcgetattr(0) if os.isatty(0) else None
