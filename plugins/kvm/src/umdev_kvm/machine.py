@@ -14,7 +14,7 @@ from umdev.errors import InvalidArgument, NotSupported, StateError
 
 from . import payload as payloads
 from ._fast import ffi, lib
-from .bridge import Bridge
+from .bridge import Bridge, covers_table
 from .firmware import Firmware
 from .processors import Processors
 from .protect_machine import MachineProtection
@@ -132,6 +132,8 @@ class Machine:
             bar = device.config.bars.get(zone.region)
             if bar is None or bar.kind == "io" or not 0 <= zone.offset < zone.offset + zone.length <= bar.size:
                 raise InvalidArgument(f"{zone} is no part of a memory BAR of {device}")
+            if covers_table(device, zone):
+                raise InvalidArgument(f"{zone} covers the MSI-X table of {device}, whose stores can't wait")
         attachment = Attachment(device, "kvm", "kvm", endpoint=endpoint)
         attachment.attach()
         try:

@@ -5,6 +5,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from umdev.errors import InvalidArgument
 from umdev_kvm import Posted, layout
 from umdev_testkit.payloads import assemble
 
@@ -67,6 +68,21 @@ def test_posted_stores_come_before_a_doorbell(run, plugged, sample):
     run("mov dword ptr [bar0 + 0x20], 1\n mov dword ptr [bar0 + 0x10], 7\n exit 0")
     until(lambda: ("bell", 7) in sample.log)
     assert sample.log == [("posted", 1), ("bell", 7)]
+
+
+@pytest.mark.parametrize(
+    ("region", "offset", "length", "refused"),
+    [(3, 0, 0x200, True), (3, 0, 1, True), (3, 44, 8, True), (3, 48, 16, False), (0, 0, 48, False)],
+)
+def test_no_part_of_the_vectors_table_is_posted(machine, sample, region, offset, length, refused):
+    """A store there makes routes before it is done. The sample has three vectors of 16 bytes in region 3."""
+    zone = Posted(region, offset, length)
+    if refused:
+        with pytest.raises(InvalidArgument, match="MSI-X table"):
+            machine.plug(sample, posted=(zone,))
+        assert sample.attachment is None
+    else:
+        machine.plug(sample, posted=(zone,))
 
 
 def test_a_full_ring_loses_nothing(run, plugged, sample):
