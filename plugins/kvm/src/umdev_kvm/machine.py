@@ -108,12 +108,17 @@ class Machine:
         `place`: give its BARs addresses, as firmware does, decoding off. `posted`: registers whose stores may wait for
         other accesses. Doorbells that the device declares become eventfds. Not while the machine runs.
 
-        Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, HypervisorError.
+        Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, NotSupported (no addresses
+        left for its BARs), HypervisorError. The device is free then.
         """
         plugged = self.attach(device, slot, posted, interrupts=True, endpoint=self)
         if place:
-            self.firmware.place(plugged.attachment)
-            self.bridge.synchronise(plugged.slot)
+            try:
+                self.firmware.place(plugged.attachment)
+                self.bridge.synchronise(plugged.slot)
+            except BaseException:
+                self.unplug(plugged.slot)
+                raise
         return plugged.slot
 
     def attach(
@@ -147,7 +152,7 @@ class Machine:
             raise
 
     def unplug(self, slot: int) -> None:
-        """Take a function out; its device is reset and free again. Not while the machine runs.
+        """Take a function out; its device is reset and free again, and so are its addresses. Not while the machine runs.
 
         Raises: NotFound, StateError.
         """
