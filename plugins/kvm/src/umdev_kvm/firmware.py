@@ -87,7 +87,7 @@ class Firmware:
         return address if address + size <= limit else None
 
     def _taken(self, *, io: bool) -> Iterator[tuple[int, int]]:
-        """First address and one past the last of every BAR, whether it decodes or not; 0 has one that was given none."""
+        """First address, and one past the last, of every BAR that was given any, whether it decodes or not."""
         for plugged in self._machine.bridge.functions:
             config = plugged.attachment.device.config
             for index, bar in config.bars.items():

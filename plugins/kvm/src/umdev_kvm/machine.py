@@ -152,7 +152,7 @@ class Machine:
             raise
 
     def unplug(self, slot: int) -> None:
-        """Take a function out; its device is reset and free again, and so are its addresses. Not while the machine runs.
+        """Take a function out; its device is reset, and free again as its addresses are. Not while the machine runs.
 
         Raises: NotFound, StateError.
         """
