@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from umdev.device import Parent
+from umdev_cli import hosts
+from umdev_cli.host import Host
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
     from .conftest import Umdev
 
@@ -25,6 +29,20 @@ HOLD = """
             click.echo(" ".join(str(device.context.uuid) for device in made))
             over.wait(60)
         click.echo("over")
+"""
+SLOW = """
+    import sys
+    import time
+
+    from toy import Toy
+    from umdev.device import DeviceType, Parent
+
+    class Slow(Toy):
+        def on_close(self):
+            time.sleep(0.3)
+            print("the slow one is closed", file=sys.stderr)
+
+    parent = Parent("slow", [DeviceType("slow", "A slow toy", Slow)], capacity=4)
 """
 A = "00000000-0000-0000-0000-00000000000a"
 B = "00000000-0000-0000-0000-00000000000b"
@@ -69,3 +87,28 @@ def test_what_is_not_there_leaves_nothing(holding: Umdev) -> None:
     assert holding.fails(3, "hold", "toy", "robot").startswith("NotFound: no parent offers a type 'robot'")
     assert holding.fails(3, "hold", "toy", B).startswith("NotFound: ")
     assert holding.left() == []
+
+
+def test_the_command_ends_when_every_device_is_closed(holding: Umdev) -> None:
+    """Those that end together close in threads of their own; nothing is cut short, and nobody's end is an error."""
+    holding.install("umdev-slow", {"umdev.parents": {"slow": "slow:parent"}}, slow=SLOW)
+    for _ in range(3):
+        process = holding.spawn("hold", "slow/slow", "slow/slow", "toys/toy")
+        holding("stop", "-u", process.stdout.readline().split()[2])
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert errors.count("the slow one is closed") == 2, errors
+        assert "Traceback" not in errors
+    assert holding.left() == []
+
+
+def test_a_host_that_is_closed_may_be_ended(tmp_path: Path) -> None:
+    class Driver:
+        def serve(self) -> None: ...
+
+    claimed = hosts.claim_folder(tmp_path, "toys")
+    assert claimed is not None
+    with Host(tmp_path, *claimed, Parent("toys", []), "own", driver=Driver()) as host:
+        host.end()
+        host.run()
+    host.end()

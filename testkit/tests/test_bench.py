@@ -162,10 +162,12 @@ NEEDED = {
     "softgpu": "umdev_softgpu",
     "xen": "umdev_xen",
 }
+MARKS = {
+    "kvm": [pytest.mark.kvm],
+    "xen": [pytest.mark.guest, pytest.mark.xen, pytest.mark.timeout(1500)],
+}
 MEASURED = [
-    pytest.param(name, marks=[pytest.mark.guest, pytest.mark.xen, pytest.mark.timeout(1500)])
-    if name.startswith("xen/")
-    else name
+    pytest.param(name, marks=MARKS.get(name.split("/")[0], []))
     for name in NAMES
     if importlib.util.find_spec(NEEDED.get(name.split("/")[0], "umdev"))
 ]

@@ -79,11 +79,15 @@ class _Served:
         """End the server, then the device."""
         try:
             self.server.stop()
-            if threading.current_thread() is not self._thread:
-                self._thread.join()
+            self.join()
             self.server.close()
         finally:
             self.device.close()
+
+    def join(self) -> None:
+        """Wait for the thread's end: a bus that ended by itself closes its device there."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
 
 class Host:
@@ -101,6 +105,8 @@ class Host:
             raise NotSupported(f"the bus {bus} works inside one process only; vfio-user can serve others")
         self._hypervisor, self._setup = (None, None) if driver else vmm.prepare(bus)
         self._served: dict[str, _Served] = {}
+        self._parting: set[_Served] = set()
+        """Whose bus has ended by itself, until the device is closed."""
         self._talks: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._tracing = Tracing()
         self._guard = threading.RLock()
@@ -198,9 +204,9 @@ class Host:
             )
 
     def end(self) -> None:
-        """Make `run` return. Any thread, also a signal handler."""
+        """Make `run` return; harmless when it has. Any thread, also a signal handler."""
         self._closing = self._over = True
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full, and `run` awake; or the host is closed
             os.write(self._wake_write, b"!")
 
     def run(self) -> None:
@@ -214,11 +220,15 @@ class Host:
                 self._take()
 
     def close(self) -> None:
-        """End every device and remove what this process has in the runtime directory. May be called twice."""
+        """End every device and remove what this process has in the runtime directory. May be called twice.
+
+        Every device is closed when it returns, also one whose bus ended by itself meanwhile.
+        """
         with self._guard:
             self._closing = True
             left = list(self._served.values())
             self._served.clear()
+            parting = list(self._parting)
         if self._lock == -1:
             return
         with self._stopping:
@@ -227,6 +237,8 @@ class Host:
                     served.close()
                 except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
                     _log.exception("%s: did not end cleanly", served.device)
+        for served in parting:
+            served.join()
         self._tracing.wait()
         for talk in self._talks - {threading.current_thread()}:
             talk.join(_PARTING_SECONDS)
@@ -261,11 +273,18 @@ class Host:
         """A bus ended by itself: its client's descriptor closed, or it failed."""
         with self._guard:
             served = self._served.pop(uuid, None)
+            if served is None:  # somebody else closes it, and waits for this thread
+                return
+            self._parting.add(served)
             last = not self._served
-        if served is not None:
+        try:
             served.close()
-            if last:
-                self.end()
+        except Exception:  # noqa: BLE001 - a model or bus may raise anything; the host ends all the same
+            _log.exception("%s: did not end cleanly", served.device)
+        with self._guard:
+            self._parting.discard(served)
+        if last:
+            self.end()
 
     def _converse(self, connection: socket.socket) -> None:
         with connection:

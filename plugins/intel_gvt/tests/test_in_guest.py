@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.guest
+@pytest.mark.kvm
 @pytest.mark.timeout(1800)
 def test_in_a_guest(kvm_guest, passes_in):
     passes_in(

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.kvm
+
 PLUGIN = Path(__file__).parents[1]
 NATIVE = PLUGIN / "src" / "umdev_kvm" / "native"
 

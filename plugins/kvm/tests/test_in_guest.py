@@ -1,4 +1,4 @@
-"""All tests of this plugin once more, inside a guest whose KVM is complete, whatever this machine has."""
+"""All tests of a machine once more, inside a guest whose KVM is complete, whatever this machine has."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.guest
+@pytest.mark.kvm
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize("what", ["plugins/kvm/tests/machine", "examples"])
+@pytest.mark.parametrize("what", ["plugins/kvm/tests/machine", "examples", "plugins/nvidia/tests"])
 def test_in_a_guest(kvm_guest, passes_in, what):
     static_program(ROOT / "tests/guests/programs/edu_sysfs.c", flags=["-Wconversion", "-Werror"])  # into the cache
     passes_in(kvm_guest, what, "-m", "kvm and not guest", "--timeout", "200", folder=ROOT, silence=300)

@@ -16,6 +16,8 @@ import pytest
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
 
+pytestmark = pytest.mark.kvm
+
 TRUE = ["/bin/sh", "-c", "exit 7"]
 NOBODY = 65534
 DEVICE = Path("/dev/userfaultfd")

@@ -19,6 +19,8 @@ from umdev_kvm import qemu
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.vm_protector_areas import Area, parse
 
+pytestmark = pytest.mark.kvm
+
 PAGE = 4096
 SIZE = 1 << 20  # as in conftest.py
 BASE = 0x4000_0000

@@ -13,6 +13,8 @@ import pytest
 from umdev_kvm import preload_path
 from umdev_kvm.qemu import doctor
 
+pytestmark = pytest.mark.kvm
+
 
 @pytest.fixture
 def umdev(runtime, monkeypatch):

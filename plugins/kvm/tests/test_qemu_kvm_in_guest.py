@@ -10,6 +10,7 @@ TEST = "test_trap_before_the_store_lands_and_track_misses_nothing"
 
 
 @pytest.mark.guest
+@pytest.mark.kvm
 @pytest.mark.timeout(1700)
 def test_in_a_guest(kvm_guest, passes_in):
     static_program(ROOT / "plugins/kvm/tests/native/stores.c", flags=["-pthread"])  # into the cache

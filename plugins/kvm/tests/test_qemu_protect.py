@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.kvm]
 
 PAGES = 64
 ACCEL = os.environ.get("UMDEV_TEST_ACCEL", "tcg")

@@ -275,6 +275,17 @@ def _as_slot(slot: Any) -> Slot:
     return found
 
 
+def covers_table(device: Device, zone: Posted) -> bool:
+    """Is a part of the MSI-X table in the zone?"""
+    place = _table_place(device)
+    return (
+        place is not None
+        and place[0] == zone.region
+        and place[1] < zone.offset + zone.length
+        and zone.offset < place[1] + place[2]
+    )
+
+
 def _table_place(device: Device) -> tuple[int, int, int] | None:
     """Region, offset and length of the MSI-X table."""
     config = device.config

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import sys
-import termios
-import threading
 import time
-import tty
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from umdev.errors import HypervisorError, UmdevError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .machine import Machine
-
-_ESCAPE = 0x1D  # Ctrl-]
 _FOREVER = 10 * 365 * 86400.0
 _STATUS_TIME_LIMIT = 124  # as timeout(1)
 
@@ -55,30 +47,26 @@ def command(
     """
     from umdev_cli.hosted import hosted
 
+    from .ending import Ending
     from .linux import boot_linux
     from .machine import Machine
     from .outcome import OutcomeKind
+    from .terminal import terminal
 
-    machines: list[Machine] = []
-
-    def end() -> None:
-        for each in machines:
-            each.stop()
-
+    ending = Ending()
     with ExitStack() as stack:
-        made = stack.enter_context(hosted(devices, "kvm", end))
+        made = stack.enter_context(hosted(devices, "kvm", ending.ask))
         machine = stack.enter_context(Machine(memory=memory << 20, vcpus=cpus, console=1))
-        machines.append(machine)
         for device in made:
             slot = machine.plug(device)
             click.echo(f"0000:00:{slot:02x}.0 {device}", err=True)
         boot_linux(machine, Path(kernel).read_bytes(), Path(initrd).read_bytes() if initrd else b"", append)
         deadline = time.monotonic() + (limit or _FOREVER)
-        with _terminal(machine):
-            outcome = machine.run(deadline - time.monotonic())
+        with _advice(), terminal(machine, ending.ask), ending.of(machine):
+            outcome = ending.run(machine, deadline - time.monotonic())
             while outcome.kind is OutcomeKind.RESET and reboot:
                 machine.reset()
-                outcome = machine.run(max(0.0, deadline - time.monotonic()))
+                outcome = ending.run(machine, max(0.0, deadline - time.monotonic()))
     click.echo(f"the machine ended: {outcome}", err=True)
     if outcome.kind is OutcomeKind.TIME_LIMIT:
         return _STATUS_TIME_LIMIT
@@ -88,37 +76,14 @@ def command(
 
 
 @contextlib.contextmanager
-def _terminal(machine: Machine) -> Iterator[None]:
-    """Keys go to the serial port while the block runs; a terminal is raw meanwhile."""
-    done, wake = os.pipe()
-    thread = threading.Thread(target=_read_keys, args=(machine, done), name="console")
-    saved = termios.tcgetattr(0) if os.isatty(0) else None
+def _advice() -> Iterator[None]:
+    """Where KVM gives up in the block, and could not but do so, the error says what to do."""
     try:
-        if saved is not None:
-            tty.setraw(0)
-        thread.start()
         yield
-    finally:
-        os.close(wake)
-        thread.join()
-        os.close(done)
-        if saved is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
-        sys.stdout.flush()
+    except HypervisorError as error:
+        from .probe import REMEDY, why_partial
 
-
-def _read_keys(machine: Machine, done: int) -> None:
-    waiting = select.poll()
-    waiting.register(0, select.POLLIN)
-    waiting.register(done, select.POLLHUP)
-    while not any(descriptor == done for descriptor, _ in waiting.poll()):
-        data = os.read(0, 256)
-        if not data:  # nobody types any more: the machine goes on
-            return
-        if _ESCAPE in data:
-            machine.stop()
-            return
-        while data and not any(descriptor == done for descriptor, _ in waiting.poll(0) if descriptor == done):
-            data = data[machine.send(data) :]
-            if data:
-                time.sleep(0.01)  # the guest has not taken them yet
+        with contextlib.suppress(UmdevError):  # it is the first error that counts
+            if why_partial() is not None:
+                error.add_note(f"this host's KVM runs no operating system: {REMEDY}")
+        raise

@@ -9,6 +9,7 @@ from umdev.errors import UmdevError
 
 from ._fast import lib
 from .pins import new_ring, ring_remedy
+from .probe import REMEDY, why_partial
 from .vm import CAP_COALESCED_MMIO, CAP_IRQ_ROUTING, CAP_NR_MEMSLOTS, CAP_PRE_FAULT_MEMORY, CAP_READONLY_MEM, Vm
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def rows() -> Iterator[Row]:
         return
     try:
         yield Row("host", "KVM machine", ok=True, text=f"{vm.extension(CAP_NR_MEMSLOTS)} memory slots")
+        yield _linux()
         yield _row(vm, "trap", "ioeventfd", _CAP_IOEVENTFD, "doorbells cost no exit")
         yield _row(vm, "trap", "coalesced MMIO", CAP_COALESCED_MMIO, "posted stores cost no exit")
         yield _row(vm, "interrupt", "irqfd resample", _CAP_IRQFD_RESAMPLE, "INTx without the guest's exits")
@@ -47,6 +49,17 @@ def _row(vm: Vm, service: str, check: str, capability: int, text: str, since: st
         return Row(service, check, ok=True, text=text)
     remedy = f"{since} or later, on a processor with nested paging" if since else "a newer kernel"
     return Row(service, check, None, "this kernel's KVM has it not", remedy)
+
+
+def _linux() -> Row:
+    try:
+        why = why_partial()
+    except UmdevError as error:
+        why = str(error)
+    if why is None:
+        return Row("host", "Linux on KVM", ok=True, text="umdev run can boot it: the processor runs guests")
+    cause, _, _registers = why.partition("; ")
+    return Row("host", "Linux on KVM", None, f"only bare payloads: KVM emulates them in part ({cause})", REMEDY)
 
 
 def _pin() -> Row:

@@ -14,7 +14,7 @@ from umdev.errors import InvalidArgument, NotSupported, StateError
 
 from . import payload as payloads
 from ._fast import ffi, lib
-from .bridge import Bridge
+from .bridge import Bridge, covers_table
 from .firmware import Firmware
 from .processors import Processors
 from .protect_machine import MachineProtection
@@ -108,12 +108,17 @@ class Machine:
         `place`: give its BARs addresses, as firmware does, decoding off. `posted`: registers whose stores may wait for
         other accesses. Doorbells that the device declares become eventfds. Not while the machine runs.
 
-        Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, HypervisorError.
+        Raises: StateError (running, closed, attached elsewhere), Conflict, InvalidArgument, NotSupported (no addresses
+        left for its BARs), HypervisorError. The device is free then.
         """
         plugged = self.attach(device, slot, posted, interrupts=True, endpoint=self)
         if place:
-            self.firmware.place(plugged.attachment)
-            self.bridge.synchronise(plugged.slot)
+            try:
+                self.firmware.place(plugged.attachment)
+                self.bridge.synchronise(plugged.slot)
+            except BaseException:
+                self.unplug(plugged.slot)
+                raise
         return plugged.slot
 
     def attach(
@@ -132,6 +137,8 @@ class Machine:
             bar = device.config.bars.get(zone.region)
             if bar is None or bar.kind == "io" or not 0 <= zone.offset < zone.offset + zone.length <= bar.size:
                 raise InvalidArgument(f"{zone} is no part of a memory BAR of {device}")
+            if covers_table(device, zone):
+                raise InvalidArgument(f"{zone} covers the MSI-X table of {device}, whose stores can't wait")
         attachment = Attachment(device, "kvm", "kvm", endpoint=endpoint)
         attachment.attach()
         try:
@@ -145,7 +152,7 @@ class Machine:
             raise
 
     def unplug(self, slot: int) -> None:
-        """Take a function out; its device is reset and free again. Not while the machine runs.
+        """Take a function out; its device is reset, and free again as its addresses are. Not while the machine runs.
 
         Raises: NotFound, StateError.
         """

@@ -22,6 +22,7 @@ from umdev.device import (
 )
 from umdev.errors import HypervisorError, NotSupported
 from umdev_kvm import Machine, OutcomeKind
+from umdev_kvm.probe import why_partial
 from umdev_testkit.payloads import assemble
 
 
@@ -118,12 +119,8 @@ def why_no_kvm() -> str | None:
 @functools.cache
 def why_incomplete() -> str | None:
     """Some hosts run guests by an instruction emulator that knows no iret: enough for most tests, not for all."""
-    with Machine(memory=1 << 20) as machine:
-        machine.load(assemble("pushfd\n push 0x10\n push offset after\n iretd\nafter: exit 7"))
-        try:
-            machine.run(2)
-        except HypervisorError as error:
-            return f"this host's KVM emulates guests in part only ({error}); the TCG guest runs this test"
+    if (why := why_partial()) is not None:
+        return f"this host's KVM emulates guests in part only ({why}); the TCG guest runs this test"
     return None
 
 

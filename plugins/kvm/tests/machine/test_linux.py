@@ -5,8 +5,6 @@ import os
 import random
 import re
 import struct
-import subprocess
-import sysconfig
 import threading
 import time
 import tty
@@ -105,36 +103,6 @@ def test_debian_boots_and_its_serial_driver_binds(make_machine, edu_sysfs, acpi)
     assert "ident=010000ed" in console
     assert "dma-bytes-wrong=0" in console
     assert re.search(r"IO-APIC +17-fasteoi +ttyS1", console)
-
-
-@pytest.mark.complete_kvm
-@pytest.mark.timeout(900)
-def test_the_command(make_machine, tmp_path):
-    make_machine(memory=1 << 20).close()  # asked for what it skips on
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(build_serial("cat /sys/bus/pci/devices/0000:00:0[12].0/uevent; reboot -f"))
-    umdev = Path(sysconfig.get_path("scripts")) / "umdev"
-    with subprocess.Popen(
-        [
-            *(umdev, "run", "--kernel", kernels.kernel("cloud").image),
-            *("--initrd", initrd, "--append", "console=ttyS0 quiet", "--memory", "256", "--limit", "700"),
-            *("--no-reboot", "edu", "mtty/mtty-1"),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        slots = [process.stderr.readline().split() for _ in range(2)]
-        assert [slot for slot, *_ in slots] == ["0000:00:01.0", "0000:00:02.0"]
-        asked = [umdev, "show", slots[1][2], "--query", "terminals"]
-        shown = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
-        out, err = process.communicate(timeout=800)
-    assert "/dev/pts/" in shown.stdout, shown.stdout + shown.stderr
-    assert "PCI_ID=1234:11E8" in out, out + err
-    assert "PCI_ID=4348:3253" in out
-    assert "the machine ended: reset" in err
-    assert process.returncode == 0
 
 
 def test_the_multiprocessor_tables():

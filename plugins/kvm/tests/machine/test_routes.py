@@ -1,6 +1,7 @@
 """Interrupts that reach the guest: MSI, MSI-X, INTx with resampling."""
 
 import pytest
+from umdev_kvm import layout
 
 pytestmark = pytest.mark.kvm
 
@@ -89,6 +90,38 @@ def test_a_masked_msix_vector_pends(run, plugged, sample):
     assert run(source) == 0x66
 
 
+HANDLER_SAYS = "handler: mov eax, [0x9004]\n out 0xf4, eax\n"
+"""Ends the run with what the program has written down before."""
+
+
+def test_a_masked_function_pends_and_delivers_when_its_mask_falls(run, plugged, sample):
+    at = sample.config.registers["msix.control"][0]
+    pending = sample.config["msix.pba"] & ~7
+    source = (
+        f"{SETUP} main: mov dword ptr [0x9004], 1\n {msix(sample, 1, 0x50)} mov word ptr [{CONFIG + at:#x}], 0xc002\n"
+        f"sti\n mov dword ptr [bar0 + 0x30], 1\n mov ecx, 1000\nspin: loop spin\n"
+        f"cmp dword ptr [bar3 + {pending}], 2\n jne bad\n"
+        f"mov dword ptr [0x9004], 0x77\n mov word ptr [{CONFIG + at:#x}], 0x8002\nl: jmp l\nbad: exit 2\n"
+        f"{HANDLER_SAYS}{TABLE}"
+    )
+    assert run(source) == 0x77
+    assert sample.interrupts.counters["sent"] == 1
+
+
+def test_a_vector_stays_masked_when_the_function_s_mask_falls(run, plugged, sample):
+    """Both masks hold a vector back, and either may fall first."""
+    table = sample.config["msix.table"] & ~7
+    at = sample.config.registers["msix.control"][0]
+    source = (
+        f"{SETUP} main: mov dword ptr [0x9004], 1\n {msix(sample, 0, 0x50)}"
+        f"mov dword ptr [bar3 + {table + 12}], 1\n mov word ptr [{CONFIG + at:#x}], 0xc002\n"
+        f"sti\n mov dword ptr [bar0 + 0x30], 0\n mov word ptr [{CONFIG + at:#x}], 0x8002\n"
+        f"mov ecx, 1000\nspin: loop spin\n mov dword ptr [0x9004], 0x77\n"
+        f"mov dword ptr [bar3 + {table + 12}], 0\nl: jmp l\n{HANDLER_SAYS}{TABLE}"
+    )
+    assert run(source) == 0x77
+
+
 def ioapic(pin, vector):
     """A level, as PCI has it, to processor 0."""
     return (
@@ -114,6 +147,39 @@ def test_a_pin_that_stays_high_interrupts_again(run, plugged, sample):
         f"mov eax, [0x9000]\n out 0xf4, eax\n{handler}{TABLE}"
     )
     assert run(source) == 3
+
+
+@pytest.fixture
+def sharing(plugged, sample):
+    """Another sample, in slot 9, whose pin is the first one's; it outlives the machine. The base of its BAR 0."""
+    with type(sample)() as other:
+        plugged.firmware.enable(plugged.plug(other, slot=9))
+        assert layout.intx_gsi(9, 1) == layout.intx_gsi(1, 1) == 17
+        yield plugged.firmware.address(9, 0)
+        plugged.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_either_function_on_a_pin_reaches_the_handler(run, sharing, first):
+    base = "bar0" if first else hex(sharing)
+    source = f"{SETUP} main: {ioapic(17, 0x50)} sti\n mov dword ptr [{base} + 0x30], 5\nl: jmp l\n{HANDLER_EXIT}{TABLE}"
+    assert run(source) == 0x77
+
+
+@pytest.mark.complete_kvm
+def test_a_pin_stays_high_until_the_last_function_on_it_is_served(run, sharing):
+    """Both raise it; each interrupt serves one, so there are two."""
+    handler = (
+        "handler: inc dword ptr [0x9000]\n cmp dword ptr [0x9000], 1\n jne second\n"
+        f"mov dword ptr [bar0 + 0x34], 5\n jmp over\nsecond: mov dword ptr [{sharing:#x} + 0x34], 5\n"
+        "over: mov dword ptr [0xfee000b0], 0\n iretd\n"
+    )
+    source = (
+        f"{SETUP} main: {ioapic(17, 0x50)} mov dword ptr [bar0 + 0x30], 5\n mov dword ptr [{sharing:#x} + 0x30], 5\n"
+        f"sti\nwait: cmp dword ptr [0x9000], 2\n jb wait\n mov ecx, 100000\nspin: loop spin\n"
+        f"mov eax, [0x9000]\n out 0xf4, eax\n{handler}{TABLE}"
+    )
+    assert run(source) == 2
 
 
 @pytest.mark.complete_kvm

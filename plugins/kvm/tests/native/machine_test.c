@@ -19,18 +19,21 @@
 #define MEMORY (1 << 20)
 #define SPARE 0x80000u
 #define BAR 0xC0000000u
-/* again: mov eax, [ebx]; mov [ebx + 8], eax; mov [ebx + 16], eax; inc dword ptr [0x80000]; jmp again */
-static const uint8_t payload[] = {0xBB, 0x00, 0x00, 0x00, 0xC0, 0x8B, 0x03, 0x89, 0x43, 0x08, 0x89, 0x43, 0x10,
-                                  0xFF, 0x05, 0x00, 0x00, 0x08, 0x00, 0xEB, 0xF0};
+/* again: mov eax, [ebx]; mov [ebx + 8], eax; mov [ebx + 16], eax; mov [ebx + 20], eax; inc dword ptr [0x80000];
+ * jmp again */
+static const uint8_t payload[] = {0xBB, 0x00, 0x00, 0x00, 0xC0, 0x8B, 0x03, 0x89, 0x43, 0x08, 0x89, 0x43,
+                                  0x10, 0x89, 0x43, 0x14, 0xFF, 0x05, 0x00, 0x00, 0x08, 0x00, 0xEB, 0xED};
 
-static _Atomic uint64_t reads, stores, rings;
-static int device; /* its address is the umdev_device */
+static _Atomic uint64_t reads, stores, rings, other_rings;
+static int device, others[3]; /* their addresses are umdev_devices */
 
 static int count_access(umdev_device *target, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
                         uint32_t flags, uint32_t initiator, uint32_t space)
 {
-    CHECK((void *)target == (void *)&device && region == 0 && length == 4 && initiator < 2 && space == 0);
-    if (offset == 16)
+    CHECK(region == 0 && length == 4 && initiator < 2 && space == 0);
+    if ((void *)target != (void *)&device)
+        atomic_fetch_add(&other_rings, 1);
+    else if (offset == 16)
         atomic_fetch_add(&rings, 1);
     else if (flags & UMDEV_WRITE)
         atomic_fetch_add(&stores, 1);
@@ -62,6 +65,12 @@ static void change_everything(umdev_kvm *machine, uint8_t *memory, int round)
         CHECK(umdev_kvm_add_doorbell(machine, 0, 0, BAR + 16, 4, 0, 1, (umdev_device *)&device, 0, 16) == 0);
     if (round % 8 == 7)
         CHECK(umdev_kvm_remove_doorbell(machine, 0) == 0);
+    umdev_device *other = (umdev_device *)&others[round / 8 % 3];
+    if (round % 8 == 1)
+        CHECK(umdev_kvm_add_doorbell(machine, 1, 0, BAR + 20, 4, 0, 1, other, 0, 20) == 0);
+    if (round % 8 == 5)
+        CHECK(umdev_kvm_remove_doorbell(machine, 1) == 0);
+    umdev_kvm_ring(machine, round % 2 ? other : NULL);
     umdev_kvm_stop(machine);
     umdev_kvm_stop(machine);
     uint32_t before, after;
@@ -125,8 +134,10 @@ int main(void)
     memcpy(memory + 0x10000, payload, sizeof payload);
     for (int life = 0; life < 3; life++)
         one_life(&api, memory, 100);
-    CHECK(atomic_load(&reads) > 0 && atomic_load(&stores) > 0 && atomic_load(&rings) > 0);
-    printf("%lu reads, %lu stores, %lu rings\n", (unsigned long)reads, (unsigned long)stores, (unsigned long)rings);
+    CHECK(atomic_load(&reads) > 0 && atomic_load(&stores) > 0 && atomic_load(&rings) > 0 &&
+          atomic_load(&other_rings) > 0);
+    printf("%lu reads, %lu stores, %lu and %lu rings\n", (unsigned long)reads, (unsigned long)stores,
+           (unsigned long)rings, (unsigned long)other_rings);
     munmap(memory, MEMORY);
     return 0;
 }

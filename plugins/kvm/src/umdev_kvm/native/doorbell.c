@@ -50,76 +50,117 @@ int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, 
     return ioctl(machine->vm, request, &zone) < 0 ? -errno : 0;
 }
 
-static _Thread_local uint32_t ringing; /* doorbells that this thread is telling of: a handler may come back here */
+/* What this thread is telling devices of: a handler may come back here. */
+struct telling {
+    const struct umdev_kvm_listener *listener;
+    const struct telling *outer;
+};
+static _Thread_local const struct telling *telling;
+
+static uint32_t told_here(const struct umdev_kvm_listener *listener)
+{
+    uint32_t count = 0;
+    for (const struct telling *each = telling; each; each = each->outer)
+        count += each->listener == listener;
+    return count;
+}
 
 /* With the mutex held, which is dropped while the device is told. */
 static void answer(umdev_kvm *machine, struct umdev_kvm_doorbell bell)
 {
     uint64_t rung = 0;
-    if (!bell.used || read(bell.fd, &rung, sizeof rung) != sizeof rung)
+    if (read(bell.fd, &rung, sizeof rung) != sizeof rung)
         return;
     umdev_kvm_count(&machine->doorbells);
-    machine->bells_ringing++;
-    ringing++;
+    umdev_device *device = bell.listener->device;
+    const struct telling inner = {.listener = bell.listener, .outer = telling};
+    telling = &inner;
+    bell.listener->ringing++;
     pthread_mutex_unlock(&machine->bell_mutex);
-    machine->api->access(bell.device, bell.region, bell.offset, &bell.value, bell.kernel.len,
-                         UMDEV_WRITE | UMDEV_POSTED, 0, 0);
+    machine->api->access(device, bell.region, bell.offset, &bell.value, bell.kernel.len, UMDEV_WRITE | UMDEV_POSTED, 0,
+                         0);
     pthread_mutex_lock(&machine->bell_mutex);
-    ringing--;
-    machine->bells_ringing--;
+    bell.listener->ringing--;
+    telling = inner.outer;
     pthread_cond_broadcast(&machine->bell_changed);
 }
 
 void umdev_kvm_ring(umdev_kvm *machine, const umdev_device *device)
 {
     pthread_mutex_lock(&machine->bell_mutex);
-    for (uint32_t id = 0; machine->bell_running && id < UMDEV_KVM_DOORBELLS; id++)
-        if (!device || machine->bells[id].device == device)
-            answer(machine, machine->bells[id]);
-    while (machine->bells_ringing > ringing) /* others have heard one, and its device has not yet */
-        pthread_cond_wait(&machine->bell_changed, &machine->bell_mutex);
+    for (uint32_t i = 0; i < machine->listener_count; i++) {
+        const struct umdev_kvm_listener *listener = &machine->listeners[i];
+        if (device && listener->device != device)
+            continue;
+        for (uint32_t id = 0; id < UMDEV_KVM_DOORBELLS; id++)
+            if (machine->bells[id].listener == listener)
+                answer(machine, machine->bells[id]);
+        while (listener->ringing > told_here(listener)) /* others have heard one, and its device has not yet */
+            pthread_cond_wait(&machine->bell_changed, &machine->bell_mutex);
+    }
     pthread_mutex_unlock(&machine->bell_mutex);
 }
 
 static void *listen_to_bells(void *argument)
 {
-    umdev_kvm *machine = argument;
+    struct umdev_kvm_listener *listener = argument;
+    umdev_kvm *machine = listener->machine;
     for (;;) {
         struct epoll_event ready;
-        if (epoll_wait(machine->bell_poll, &ready, 1, -1) != 1)
+        if (epoll_wait(listener->poll, &ready, 1, -1) != 1)
             continue;
         if (ready.data.u32 >= UMDEV_KVM_DOORBELLS)
             return NULL;
         umdev_kvm_drain(machine); /* what was stored before the bell comes before it */
         pthread_mutex_lock(&machine->bell_mutex);
-        answer(machine, machine->bells[ready.data.u32]);
+        if (machine->bells[ready.data.u32].listener == listener) /* else it was removed meanwhile */
+            answer(machine, machine->bells[ready.data.u32]);
         pthread_mutex_unlock(&machine->bell_mutex);
     }
 }
 
-static void close_listener(umdev_kvm *machine)
+/* After an error there is nothing of it: the guest may have it tried again as often as it likes. */
+static int listener_open(umdev_kvm *machine, struct umdev_kvm_listener *listener)
 {
-    if (machine->bell_end >= 0)
-        close(machine->bell_end);
-    if (machine->bell_poll >= 0)
-        close(machine->bell_poll);
-    machine->bell_end = machine->bell_poll = -1;
+    if (machine->bell_end < 0 && (machine->bell_end = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        return -errno;
+    *listener = (struct umdev_kvm_listener){.machine = machine, .poll = epoll_create1(EPOLL_CLOEXEC)};
+    if (listener->poll < 0)
+        return -errno;
+    struct epoll_event end = {.events = EPOLLIN, .data.u32 = UMDEV_KVM_DOORBELLS};
+    int code = epoll_ctl(listener->poll, EPOLL_CTL_ADD, machine->bell_end, &end)
+                   ? errno
+                   : pthread_create(&listener->thread, NULL, listen_to_bells, listener);
+    if (code)
+        close(listener->poll);
+    return -code;
 }
 
-/* After an error there is nothing of it: the guest may have it tried again as often as it likes. */
-static int bells_open(umdev_kvm *machine)
+/* The device's own; else one that has nothing to hear or to tell, or a new one. There are as many as PCI slots. */
+static int find_listener(umdev_kvm *machine, umdev_device *device, struct umdev_kvm_listener **ret)
 {
-    machine->bell_poll = epoll_create1(EPOLL_CLOEXEC);
-    machine->bell_end = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event end = {.events = EPOLLIN, .data.u32 = UMDEV_KVM_DOORBELLS};
-    int code = machine->bell_poll < 0 || machine->bell_end < 0 ||
-                       epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, machine->bell_end, &end)
-                   ? errno
-                   : pthread_create(&machine->bell_thread, NULL, listen_to_bells, machine);
-    machine->bell_running = code == 0;
-    if (code)
-        close_listener(machine);
-    return -code;
+    struct umdev_kvm_listener *found = NULL;
+    for (uint32_t i = 0; i < machine->listener_count; i++) {
+        struct umdev_kvm_listener *each = &machine->listeners[i];
+        if (each->device == device) {
+            found = each;
+            break;
+        }
+        if (!each->bells && !each->ringing)
+            found = each;
+    }
+    if (!found) {
+        if (machine->listener_count == UMDEV_KVM_FUNCTIONS)
+            return -ENOSPC;
+        found = &machine->listeners[machine->listener_count];
+        int code = listener_open(machine, found);
+        if (code)
+            return code;
+        machine->listener_count++;
+    }
+    found->device = device;
+    *ret = found;
+    return 0;
 }
 
 int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t address, uint32_t length, uint64_t value,
@@ -129,24 +170,27 @@ int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t add
         return -EINVAL;
     pthread_mutex_lock(&machine->bell_mutex);
     struct umdev_kvm_doorbell *bell = &machine->bells[id];
-    int result = bell->used ? -EEXIST : machine->bell_running ? 0 : bells_open(machine);
+    struct umdev_kvm_listener *listener = NULL;
+    int result = bell->listener ? -EEXIST : find_listener(machine, device, &listener);
     int fd = -1;
     if (!result && (fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
         result = -errno;
     if (!result) {
-        *bell = (struct umdev_kvm_doorbell){
-            .fd = fd, .value = value, .device = device, .region = region, .offset = offset};
+        *bell = (struct umdev_kvm_doorbell){.fd = fd, .value = value, .region = region, .offset = offset};
         bell->kernel = (struct kvm_ioeventfd){.datamatch = value, .addr = address, .len = length, .fd = fd};
         bell->kernel.flags = (any ? 0 : 1u << kvm_ioeventfd_flag_nr_datamatch) |
                              (io ? 1u << kvm_ioeventfd_flag_nr_pio : 0);
         struct epoll_event ready = {.events = EPOLLIN, .data.u32 = id};
-        if (epoll_ctl(machine->bell_poll, EPOLL_CTL_ADD, fd, &ready) ||
+        if (epoll_ctl(listener->poll, EPOLL_CTL_ADD, fd, &ready) ||
             ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0)
             result = -errno; /* closing it ends the first */
     }
-    if (result && fd >= 0)
+    if (!result) {
+        bell->listener = listener;
+        listener->bells++;
+    } else if (fd >= 0) {
         close(fd);
-    bell->used = bell->used || !result;
+    }
     pthread_mutex_unlock(&machine->bell_mutex);
     return result;
 }
@@ -158,11 +202,12 @@ int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id)
     pthread_mutex_lock(&machine->bell_mutex);
     struct umdev_kvm_doorbell *bell = &machine->bells[id];
     int result = -ENOENT;
-    if (bell->used) {
+    if (bell->listener) {
         bell->kernel.flags |= 1u << kvm_ioeventfd_flag_nr_deassign;
         result = ioctl(machine->vm, KVM_IOEVENTFD, &bell->kernel) < 0 ? -errno : 0;
         close(bell->fd); /* epoll forgets it */
-        bell->used = false;
+        bell->listener->bells--;
+        bell->listener = NULL;
     }
     pthread_mutex_unlock(&machine->bell_mutex);
     return result;
@@ -170,14 +215,16 @@ int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id)
 
 void umdev_kvm_bells_close(umdev_kvm *machine)
 {
-    if (machine->bell_running) {
-        const uint64_t one = 1;
-        ssize_t written = write(machine->bell_end, &one, sizeof one);
-        (void)written;
-        pthread_join(machine->bell_thread, NULL);
+    const uint64_t one = 1;
+    ssize_t written = machine->bell_end < 0 ? 0 : write(machine->bell_end, &one, sizeof one); /* nobody reads it */
+    (void)written;
+    for (uint32_t i = 0; i < machine->listener_count; i++) {
+        pthread_join(machine->listeners[i].thread, NULL);
+        close(machine->listeners[i].poll);
     }
     for (uint32_t id = 0; id < UMDEV_KVM_DOORBELLS; id++)
-        if (machine->bells[id].used)
+        if (machine->bells[id].listener)
             close(machine->bells[id].fd);
-    close_listener(machine);
+    if (machine->bell_end >= 0)
+        close(machine->bell_end);
 }

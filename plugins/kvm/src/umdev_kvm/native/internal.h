@@ -68,12 +68,21 @@ struct umdev_kvm_serial {
     uint8_t queue[4096];
 };
 
+/* Hears the doorbells of one device, in a thread of its own; of another device when the first has none left. */
+struct umdev_kvm_listener {
+    umdev_kvm *machine;
+    umdev_device *device;
+    int poll; /* epoll */
+    pthread_t thread;
+    uint32_t bells;
+    uint32_t ringing; /* heard by any thread, and being told */
+};
+
 struct umdev_kvm_doorbell {
-    bool used;
+    struct umdev_kvm_listener *listener; /* NULL: unused */
     int fd;
     struct kvm_ioeventfd kernel;
     uint64_t value;
-    umdev_device *device;
     uint32_t region;
     uint64_t offset;
 };
@@ -125,12 +134,10 @@ struct umdev_kvm {
     uint32_t ring_slots;
 
     pthread_mutex_t bell_mutex;
-    int bell_poll; /* epoll */
-    int bell_end;  /* eventfd */
-    bool bell_running;
-    pthread_t bell_thread;
-    uint32_t bells_ringing; /* that were heard, and are being told */
+    int bell_end; /* eventfd */
     pthread_cond_t bell_changed;
+    uint32_t listener_count;
+    struct umdev_kvm_listener listeners[UMDEV_KVM_FUNCTIONS];
     struct umdev_kvm_doorbell bells[UMDEV_KVM_DOORBELLS];
 
     _Atomic(umdev_kvm_store) store;

@@ -91,12 +91,13 @@ int umdev_kvm_set_irqfd(umdev_kvm *machine, uint32_t gsi, int fd, int resample, 
 int umdev_kvm_set_messages(umdev_kvm *machine, const umdev_kvm_message *messages, uint32_t count);
 int umdev_kvm_set_line(umdev_kvm *machine, uint32_t gsi, int level);
 
-/* A doorbell: a store at `address` signals, with no exit; a thread of the machine then writes `length` bytes of `value`
- * to the device. any: whatever is stored matches, and `value` stands for it. */
+/* A doorbell: a store at `address` signals, with no exit; a thread of the device's own then writes `length` bytes of
+ * `value` to it, after all stores that were posted before. At most 32 devices, then -ENOSPC. any: whatever is stored matches, and `value` stands for it. */
 int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t address, uint32_t length, uint64_t value,
                            int any, umdev_device *device, uint32_t region, uint64_t offset);
 int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id);
-/* Doorbells that have been rung are told when it returns: those of a device, NULL: all. Not with a device's lock held. */
+/* Doorbells that have been rung are told when it returns: those of a device, NULL: all. It waits for no other device's
+ * lock; not with one held. */
 void umdev_kvm_ring(umdev_kvm *machine, const umdev_device *device);
 /* Stores to the zone are kept in a ring with no exit, and done before anything else reaches a device. */
 int umdev_kvm_set_posted(umdev_kvm *machine, uint64_t address, uint32_t length, int enabled);

@@ -31,7 +31,7 @@ umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *
     }
     machine->api = api;
     machine->access = api->access;
-    machine->kvm = machine->vm = machine->bell_poll = machine->bell_end = -1;
+    machine->kvm = machine->vm = machine->bell_end = -1;
     pthread_mutex_init(&machine->gate_mutex, NULL);
     pthread_cond_init(&machine->gate_changed, NULL);
     pthread_cond_init(&machine->bell_changed, NULL);
