@@ -1,8 +1,12 @@
 """`umdev demo`: each service is proven, and a proof that fails is seen to fail."""
 
 import json
+import os
+import pty
+import select
 import subprocess
 import sys
+import tty
 
 import pytest
 from umdev.loopback import bus as loopback
@@ -73,3 +77,41 @@ def test_a_broken_service_is_not_ok(broken, service):
         proofs = {proof.service: proof for proof in Demonstration(device, function, "loopback").run()}
     assert not proofs[service].ok
     assert all(proof.ok for name, proof in proofs.items() if name != service), proofs
+
+
+@pytest.mark.guest
+@pytest.mark.timeout(600)
+def test_a_real_guest_proves_a_device_both_ways():
+    from umdev_cli.demo_guest import boot
+
+    told = []
+    seen = boot(told.append)
+    assert seen["ok"], told
+    assert (seen["received"], len(seen["answered"])) == (seen["sent"], len(seen["sent"]))
+    assert told[-1].startswith("ok: ")
+
+
+def test_the_host_answers_only_a_whole_line():
+    from umdev_cli.demo_guest import _Listener
+
+    ours, theirs = pty.openpty()
+    try:
+        tty.setraw(theirs)
+        with _Listener(theirs, "answer") as listener:
+            os.write(ours, b"a li")
+            assert not select.select([ours], [], [], 0.3)[0]
+            os.write(ours, b"ne\n")
+            assert os.read(ours, 100) == b"answer\n"
+        assert listener.heard == "a line"
+        with _Listener(theirs, "answer") as listener:
+            os.write(ours, b"cut")  # the guest dies: nobody waits for ever
+        assert listener.heard in ("", "cut")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_guest_without_the_serial_card_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setenv("UMDEV_DISABLE_PLUGINS", "mtty")
+    assert run(["demo", "--guest", "linux"]) == 4
+    assert "pip install umdev-testkit umdev-mtty" in capsys.readouterr().err

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import select
 import tempfile
 import threading
 import tty
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from umdev.plugins import plugins
 from umdev_testkit.guest import Guest, GuestConfig
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
 
 TIMEOUT = 180.0
 NONCE_BYTES = 16
+_LOOK_MS = 50
+"""How often the host's side looks whether it still has somebody to talk to."""
+_LINE_LIMIT = 4096
 
-# Raw, without echo, and with hardware flow control: the card delivers only what the driver asks for.
+# Raw, without echo, and with hardware flow control: the card delivers only what the driver asks for. The port stays
+# open from before that is set, and the guest speaks first: what came earlier would be echoed and dropped.
 SCRIPT = """
-stty -F /dev/ttyS1 raw -echo crtscts
 exec 3<>/dev/ttyS1
+stty raw -echo crtscts <&3
 echo {nonce} >&3
-read -t 20 answer <&3
+read -t 60 answer <&3
 echo "answer $answer"
 grep -i ttyS1 /proc/interrupts
 """
@@ -52,13 +57,12 @@ def boot(tell: Callable[[str], object] | None) -> dict[str, Any]:
                 say(f"serving {card}: {server.device_argument}")
                 say("booting Debian's kernel in QEMU (fetched by the test kit when it is not there yet) ...")
                 config = GuestConfig(devices=[socket_path], timeout=TIMEOUT)
-                with Guest(config, Path(folder, "guest")) as guest:
+                with Guest(config, Path(folder, "guest")) as guest, _Listener(host, answer) as listener:
                     driver = "".join(re.findall(r"^.*ttyS1 at .*$", guest.dmesg, re.MULTILINE)[:1])
                     say(f"guest: {driver or 'no driver has bound'}")
-                    os.write(host, f"{answer}\n".encode())
                     output = guest.run(SCRIPT.format(nonce=sent))
                     guest.poweroff()
-                received = os.read(host, 4 * NONCE_BYTES).decode(errors="replace").strip()
+                received = listener.heard
             finally:
                 os.close(host)
                 server.stop()
@@ -69,14 +73,49 @@ def boot(tell: Callable[[str], object] | None) -> dict[str, Any]:
     say(f"guest: {interrupts}")
     say(f"guest -> host: sent {sent}, the host's terminal got {received}")
     say(f"host -> guest: sent {answer}, the guest's tty got {answered}")
+    ok = "16550A" in driver and received == sent and answered == answer
+    say("ok: both numbers came through" if ok else "FAILED")
     return {
         "driver": driver,
         "interrupts": interrupts,
         "sent": sent,
         "received": received,
         "answered": answered,
-        "ok": "16550A" in driver and received == sent and answered == answer,
+        "ok": ok,
     }
+
+
+class _Listener:
+    """Waits in a thread for a line on the terminal `host`, and writes `answer` then; ends with its block at the latest."""
+
+    def __init__(self, host: int, answer: str) -> None:
+        self._host, self._answer = host, answer
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="umdev-demo-host", daemon=True)
+        self._line = b""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def heard(self) -> str:
+        """The line, or what came of it; whole once the block has ended."""
+        return self._line.decode(errors="replace").strip()
+
+    def _talk(self) -> None:
+        poll = select.poll()
+        poll.register(self._host, select.POLLIN)
+        while not self._line.endswith(b"\n") and len(self._line) < _LINE_LIMIT:
+            if poll.poll(_LOOK_MS):
+                self._line += os.read(self._host, 1)
+            elif self._over.is_set():
+                return
+        os.write(self._host, f"{self._answer}\n".encode())
 
 
 def _open_raw(path: str) -> int:
