@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 A, B = (str(uuid.UUID(int=number)) for number in (1, 2))
 
 PARENTS = """
-from umdev.device import Device, DeviceType, Parent, PciId
+from umdev.device import Device, DeviceType, InvalidArgument, Parent, PciId
 
 class Toy(Device):
     pci = PciId(vendor=0x1234, device=0x0001, class_code=0x00FF00)
 
 WORDS = {"colour": "of the toy", "size": "in inches"}
-toys = Parent("toys", [DeviceType("toy", "A toy", Toy, attributes=WORDS), DeviceType("bare", "A bare toy", Toy)])
+
+class Toys(Parent):
+    def check_attributes(self, type_id, attributes):
+        super().check_attributes(type_id, attributes)
+        if not attributes.get("size", "1").isdecimal():
+            raise InvalidArgument("a toy's size is a number")
+
+toys = Toys("toys", [DeviceType("toy", "A toy", Toy, attributes=WORDS), DeviceType("bare", "A bare toy", Toy)])
 box = Parent("box", [DeviceType("toy", "A toy in a box", Toy)])
 """
 
@@ -200,6 +207,7 @@ class TestModify:
             (("--addattr", "colour"), 2, "UsageError: --addattr needs --value"),
             (("--value", "red"), 2, "UsageError: --value needs --addattr"),
             (("--addattr", "weight", "--value", "1"), 2, "InvalidArgument: type toy has no attribute 'weight'"),
+            (("--addattr", "size", "--value", "big"), 2, "InvalidArgument: a toy's size is a number"),
             (("--addattr", "colour", "--value", "1", "-i", "1"), 2, "InvalidArgument: attribute index 1 is past"),
             (("--delattr",), 2, "InvalidArgument: there is no attribute to delete"),
             (("--auto", "--manual"), 2, "UsageError: --auto and --manual exclude"),
@@ -267,6 +275,9 @@ class TestList:
 def test_types(umdev: Command) -> None:
     text = umdev("types", "-p", "toys")
     assert text.startswith("toys\n  toy\n    Available instances: 16\n    Device API: vfio-pci\n    Name: A toy\n")
+    assert "    Attributes:\n      colour: of the toy\n      size: in inches\n" in text
+    attributes = json.loads(umdev("types", "-p", "toys", "--json"))[0]["toys"][0]["toy"]["attributes"]
+    assert attributes == {"colour": "of the toy", "size": "in inches"}
     toy = {"available_instances": 16, "device_api": "vfio-pci", "name": "A toy in a box"}
     assert json.loads(umdev("types", "-p", "box", "--dumpjson")) == [{"box": [{"toy": toy}]}]
     assert umdev.fails(3, "types", "-p", "tyos").startswith("NotFound: no plugin 'tyos'")

@@ -83,9 +83,18 @@ def test_two_devices_of_a_parent_that_shares_share_a_host(holding: Umdev) -> Non
     assert holding.left() == []
 
 
+def test_attributes_follow_the_type(holding: Umdev) -> None:
+    _, (first, second) = hold(holding, "toys/toy,colour=red,, green", "toy,colour=blue")
+    assert holding.json("show", first, "--json")["attributes"] == {"colour": "red, green"}
+    assert holding.json("show", second, "--json")["attributes"] == {"colour": "blue"}
+    holding("stop", "-u", first)
+
+
 def test_what_is_not_there_leaves_nothing(holding: Umdev) -> None:
     assert holding.fails(3, "hold", "toy", "robot").startswith("NotFound: no parent offers a type 'robot'")
     assert holding.fails(3, "hold", "toy", B).startswith("NotFound: ")
+    assert holding.fails(2, "hold", "toy,red").startswith("InvalidArgument: 'red' is no attribute: NAME=VALUE")
+    assert holding.fails(2, "hold", "toy,size=1").startswith("InvalidArgument: type toy has no attribute 'size'")
     assert holding.left() == []
 
 

@@ -71,6 +71,19 @@ def test_start_by_a_word(toys: Umdev) -> None:
     assert toys.fails(3, "start", "robot").startswith("NotFound: no parent offers a type 'robot'")
 
 
+def test_attributes_of_one_start(toys: Umdev) -> None:
+    toys("define", "-u", A, "-p", "toys", "-t", "toy")
+    toys("modify", "-u", A, "--addattr", "colour", "--value", "red")
+    toys("start", A, "--bus", "tap", "--attr", "colour=blue=green")
+    assert toys.json("show", A, "--json")["attributes"] == {"colour": "blue=green"}
+    assert toys.json("list", "-d", "-u", A, "--json")["attrs"] == [{"colour": "red"}]  # it was for this start
+    toys("start", "toy", "-u", B, "--bus", "tap", "--attr=colour=", "--attr", "fail=no")
+    assert toys.json("show", B, "--json")["attributes"] == {"colour": "", "fail": "no"}
+    assert "'red' is no attribute: NAME=VALUE" in toys.fails(2, "start", "toy", "--attr", "red")
+    assert "given twice" in toys.fails(2, "start", "toy", "--attr", "colour=1", "--attr", "colour=2")
+    assert "no attribute 'size'; it has: colour, fail" in toys.fails(2, "serve", "toy", "--attr", "size=1")
+
+
 def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:
     first, argument = toys.out("start", *TOY).splitlines()
     assert str(uuid.UUID(first)) == first

@@ -9,13 +9,16 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from umdev.errors import Conflict, InvalidArgument, NotFound
 from umdev.runtime import config_directory
 
 from .identity import is_uuid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Definition", "Definitions", "Named"]
 
@@ -41,6 +44,11 @@ class Definition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=False
                     raise InvalidArgument(f"attribute {name!r} is given twice; remove one with --delattr --index")
                 found[name] = value
         return found
+
+    def changed(self, attributes: Mapping[str, str]) -> Definition:
+        """This with other or further attributes. Raises: as `attributes`."""
+        both = {**self.attributes(), **attributes}
+        return msgspec.structs.replace(self, attrs=[{name: value} for name, value in both.items()])
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""

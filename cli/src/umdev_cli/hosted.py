@@ -12,12 +12,15 @@ from umdev.errors import Conflict
 
 from . import control, hosts, parents
 from .host import Host, open_host
-from .meant import by_word
+from .meant import by_word, with_attributes
+from .options import parse_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from umdev.device import Device
+
+    from .definitions import Named
 
 __all__ = ["hosted"]
 
@@ -54,10 +57,12 @@ class _Driver:
 def hosted(words: Sequence[str], bus: str, end: Callable[[], None]) -> Iterator[list[Device]]:
     """Devices by type (TYPE or PARENT/TYPE) or by the UUID of a defined one; closed when the block has ended.
 
+    Attributes follow a comma, as in `mtty-1,port0=unix:/tmp/port`; a comma in a value is written twice, as for QEMU.
+
     Meanwhile other commands reach them, which show `bus` as what serves them. `end` is called when somebody stops one,
     by any thread: the block shall end then, and the one who asked waits for it.
 
-    Raises: NotFound, Conflict, UsageError; what models raise.
+    Raises: NotFound, Conflict, InvalidArgument; what models raise.
     """
     driver = _Driver(end)
     with ExitStack() as stack:
@@ -72,7 +77,7 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
     hosts.tidy(directory)
     running: dict[str, Host] = {}
     devices = []
-    for named in [by_word(word, None, None) for word in words]:  # a slip of the pen makes no device
+    for named in [_named(word) for word in words]:  # a slip of the pen makes no device
         owner = parents.check(named.parent, named.definition)
         name = named.parent if owner.shared_process else named.uuid
         if name not in running:
@@ -85,6 +90,11 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
         running[name].add(control.Add(named.uuid, named.definition.mdev_type, attributes, None))
         devices.append(running[name].device(named.uuid))
     return devices
+
+
+def _named(word: str) -> Named:
+    device, *attributes = (part.replace("\0", ",") for part in word.replace(",,", "\0").split(","))
+    return with_attributes(by_word(device, None, None), parse_attributes(attributes))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 from umdev.errors import Conflict
 from umdev.plugins import offering
 
@@ -12,9 +13,10 @@ from umdev_cli.definitions import Definition, Definitions, Named, read
 from umdev_cli.identity import is_uuid, new_uuid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["by_options", "by_word"]
+__all__ = ["by_options", "by_word", "with_attributes"]
 
 
 def by_word(device: str, parent: str | None, uuid: str | None) -> Named:
@@ -30,6 +32,11 @@ def by_word(device: str, parent: str | None, uuid: str | None) -> Named:
         owner, device = offering(device)
         parent = owner.name
     return Named(uuid or new_uuid(), parent, Definition(device))
+
+
+def with_attributes(named: Named, attributes: Mapping[str, str]) -> Named:
+    """The device with these attributes beside or in place of its definition's. Raises: InvalidArgument."""
+    return msgspec.structs.replace(named, definition=named.definition.changed(attributes))
 
 
 def by_options(uuid: str | None, parent: str | None, type_: str | None, jsonfile: Path | None) -> Named:

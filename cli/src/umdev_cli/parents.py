@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from umdev.errors import InvalidArgument, UmdevError
+from umdev.errors import UmdevError
 from umdev.plugins import plugins
 
 from .failures import Exit, exit_code, line
@@ -39,9 +39,5 @@ def check(parent_name: str, definition: Definition) -> Parent:
     Raises: NotFound, InvalidArgument, PluginConflict, PluginError.
     """
     parent = plugins().load_parent(parent_name)
-    offered = parent.type(definition.mdev_type)
-    for name in definition.attributes():
-        if name not in offered.attributes:
-            known = ", ".join(offered.attributes) or "none"
-            raise InvalidArgument(f"type {offered.id} has no attribute {name!r}; it has: {known}")
+    parent.check_attributes(definition.mdev_type, definition.attributes())
     return parent

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from umdev.device import InvalidArgument, NoInstanceLeft
 from umdev_mtty import Mtty1, Mtty2, parent
-from umdev_mtty.port import ACCEPT_PAUSE, OUTGOING_LIMIT
+from umdev_mtty.port import ACCEPT_PAUSE, OUTGOING_LIMIT, HostPort
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(8)
 DLAB, RTS, DTR, OUT2, LOOP = 0x80, 0x02, 0x01, 0x08, 0x10
@@ -247,9 +247,13 @@ def test_ports_are_shared_out():
     assert parent.available_instances("mtty-1") == 24
 
 
-def test_a_port_goes_to_a_known_place():
+@pytest.mark.parametrize("where", ["carrier-pigeon", "unix", "unix:", ""])
+def test_a_port_goes_to_a_known_place(where):
+    for refuses in (lambda: parent.check_attributes("mtty-1", {"port0": where}), lambda: HostPort(where, None, None)):
+        with pytest.raises(InvalidArgument, match="pty"):
+            refuses()
     with pytest.raises(InvalidArgument, match="pty"):
-        parent.create("mtty-1", attributes={"port0": "carrier-pigeon"})
+        parent.create("mtty-1", attributes={"port0": where})
     assert parent.available_instances("mtty-1") == 24
 
 

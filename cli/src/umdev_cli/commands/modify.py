@@ -8,7 +8,7 @@ import click
 import msgspec
 from umdev.errors import InvalidArgument, NotSupported
 
-from umdev_cli import options, parents
+from umdev_cli import complete, options, parents
 from umdev_cli.definitions import Definition, Definitions, read
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command
-@options.uuid("UUID of the device.", required=True)
+@options.which(complete.defined)
 @options.parent("Parent of the device, where several share the UUID.")
 @options.type_("Give the device this type.")
 @click.option("--addattr", metavar="NAME", help="Add an attribute, with --value.")
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 @options.jsonfile
 @options.force
 def command(
+    device: str | None,
     *,
-    uuid: str,
+    uuid: str | None,
     parent: str | None,
     type_: str | None,
     addattr: str | None,
@@ -47,6 +48,7 @@ def command(
 ) -> None:
     """Change the definition of a device. A running device keeps what it was started with."""
     del defined, force
+    uuid = options.one(device, uuid)
     if live:
         raise NotSupported("a running device can't be changed; modify its definition, then stop and start it")
     if addattr is not None and (delattr_ or value is None):

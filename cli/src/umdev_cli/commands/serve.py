@@ -9,16 +9,17 @@ import click
 from umdev import runtime
 from umdev.errors import Conflict, InvalidArgument
 
-from umdev_cli import bus_options, control, host, hosts, options, parents, vmm
-from umdev_cli.meant import by_word
+from umdev_cli import bus_options, complete, control, host, hosts, options, parents, vmm
+from umdev_cli.meant import by_word, with_attributes
 
 
 @click.command(cls=bus_options.BusCommand)
-@click.argument("device", metavar="TYPE_OR_UUID")
+@click.argument("device", metavar="TYPE_OR_UUID", shell_complete=complete.devices)
 @options.parent("Parent of the device; needed where several offer the type.")
 @options.uuid("UUID for a device given by its type; made up if left out.")
 @click.option("--socket-path", metavar="PATH", help="Listen here; in the runtime directory if neither is given.")
 @click.option("--fd", type=click.IntRange(min=0), help="Serve this connected socket instead.")
+@options.attributes
 @options.bus
 @options.wire_log
 def command(
@@ -28,6 +29,7 @@ def command(
     uuid: str | None,
     socket_path: str | None,
     fd: int | None,
+    attributes: dict[str, str],
     bus: str,
     wire_log: str | None,
     **of_bus: object,
@@ -44,7 +46,7 @@ def command(
     if fd is not None:
         _check_open(fd)
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
-    named = by_word(device, parent, uuid)
+    named = with_attributes(by_word(device, parent, uuid), attributes)
     owner = parents.check(named.parent, named.definition)
     directory = runtime.runtime_directory()
     hosts.tidy(directory)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from umdev_cli import client, hosts, output
+from umdev_cli import client, complete, hosts, output
 from umdev_cli.identity import parse_uuid
 
 
 @click.command
-@click.argument("uuid", required=False)
+@click.argument("uuid", required=False, shell_complete=complete.running)
 @click.option("-v", "--verbose", count=True, help="More: capabilities, services, counters; twice: also zero counters.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
 @click.option(

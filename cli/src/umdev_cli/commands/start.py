@@ -8,16 +8,17 @@ from pathlib import Path
 import click
 from umdev.errors import Conflict
 
-from umdev_cli import bus_options, control, hosts, launch, options, output, parents, vmm
-from umdev_cli.meant import by_options, by_word
+from umdev_cli import bus_options, complete, control, hosts, launch, options, output, parents, vmm
+from umdev_cli.meant import by_options, by_word, with_attributes
 
 
 @click.command(cls=bus_options.BusCommand)
-@click.argument("device", metavar="[TYPE_OR_UUID]", required=False)
+@click.argument("device", metavar="[TYPE_OR_UUID]", required=False, shell_complete=complete.devices)
 @options.uuid("UUID of the device: a defined one, or one for a new device.")
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
 @options.jsonfile
+@options.attributes
 @options.bus
 @options.wire_log
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
@@ -29,6 +30,7 @@ def command(
     parent: str | None,
     type_: str | None,
     jsonfile: Path | None,
+    attributes: dict[str, str],
     bus: str,
     wire_log: str | None,
     as_json: bool,
@@ -50,6 +52,7 @@ def command(
         named = by_word(device, parent, uuid)
     else:
         raise click.UsageError(f"{device} says which device, so leave out --type and --jsonfile")
+    named = with_attributes(named, attributes)
     if (claimed := hosts.running().get(named.uuid)) is not None:
         raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
     owner = parents.check(named.parent, named.definition)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from umdev_cli import client, output
+from umdev_cli import client, complete, output
 
 if TYPE_CHECKING:
     from umdev_cli.control import Entry
@@ -16,7 +16,7 @@ RECORDS = 16384
 
 
 @click.command
-@click.argument("device", metavar="UUID_OR_SOCKET")
+@click.argument("device", metavar="UUID_OR_SOCKET", shell_complete=complete.running)
 @click.option(
     "-f",
     "--filter",

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 @options.parent("Only the types of this parent.")
 @options.dumpjson
 def command(parent: str | None, *, dumpjson: bool) -> int:
-    """List the device types that installed parents offer, with how many more instances of each fit."""
+    """List the device types that installed parents offer, with how many more instances of each fit.
+
+    A type's attributes are what start --attr and modify --addattr may set.
+    """
     from umdev.plugins import plugins
 
     from umdev_cli import parents
@@ -36,6 +39,10 @@ def command(parent: str | None, *, dumpjson: bool) -> int:
                 if "description" in facts:
                     # One line, as mdevctl prints the texts of GVT-g, which have five.
                     click.echo(f"    Description: {' '.join(facts['description'].split())}")
+                if "attributes" in facts:
+                    click.echo("    Attributes:")
+                    for attribute, meaning in facts["attributes"].items():
+                        click.echo(f"      {attribute}: {meaning}")
     return code
 
 
@@ -49,5 +56,7 @@ def _types(parent: Parent) -> list[dict[str, dict[str, Any]]]:
         }
         if offered.description:
             facts["description"] = offered.description
+        if offered.attributes:
+            facts["attributes"] = dict(offered.attributes)
         described.append({offered.id: facts})
     return described

@@ -77,6 +77,19 @@ class Parent:
         """What of this parent is in use, by UUID, in every process of this user; for parents that count otherwise."""
         return (claims or InstanceClaims()).used(self.name)
 
+    def check_attributes(self, type_id: str, attributes: Mapping[str, str]) -> None:
+        """Refuse what no device of the type can be made with, whatever is in use; `create` and definitions ask it.
+
+        A parent that takes only some values overrides it, and asks this one first. It changes nothing.
+
+        Raises: NotFound (type), InvalidArgument (an attribute, or its value).
+        """
+        type_ = self.type(type_id)
+        for name in attributes:
+            if name not in type_.attributes:
+                known = ", ".join(type_.attributes) or "none"
+                raise InvalidArgument(f"type {type_id} has no attribute {name!r}; it has: {known}")
+
     def create(
         self,
         type_id: str,
@@ -95,10 +108,7 @@ class Parent:
 
         type_ = self.type(type_id)
         identity = parse_uuid(uuid) if uuid is not None else _uuid.uuid4()
-        for name in attributes or {}:
-            if name not in type_.attributes:
-                known = ", ".join(type_.attributes) or "none"
-                raise InvalidArgument(f"type {type_id} has no attribute {name!r}; it has: {known}")
+        self.check_attributes(type_id, attributes or {})
         claim = (claims or InstanceClaims()).claim(self.name, type_id, str(identity), type_.units, self.capacity)
         try:
             context = DeviceContext(identity, self, type_, dict(attributes or {}), clock or Clock(), claim)

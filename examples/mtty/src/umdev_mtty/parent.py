@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from umdev.device import DeviceType, Parent
 
 from .card import Mtty1, Mtty2
+from .port import check_place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PORTS = 24
 PLACE = "where the port goes on the host: pty (default) or unix:PATH"
@@ -19,6 +25,12 @@ class MttyParent(Parent):
             DeviceType("mtty-2", "Dual port serial", Mtty2, "two 16550A ports", 2, {"port0": PLACE, "port1": PLACE}),
         ]
         super().__init__("mtty", types, capacity=PORTS, shared_process=True)
+
+    def check_attributes(self, type_id: str, attributes: Mapping[str, str]) -> None:
+        """Raises: as `Parent.check_attributes`; InvalidArgument where a port can't go."""
+        super().check_attributes(type_id, attributes)
+        for where in attributes.values():
+            check_place(where)
 
 
 parent = MttyParent()

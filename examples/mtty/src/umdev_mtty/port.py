@@ -45,6 +45,13 @@ class Receiver(Protocol):
         """The peer came or went."""
 
 
+def check_place(where: str) -> None:
+    """Raises: InvalidArgument for what is neither "pty" nor "unix:PATH"."""
+    kind, _, path = where.partition(":")
+    if where != "pty" and not (kind == "unix" and path):
+        raise InvalidArgument(f"a serial port goes to 'pty' or 'unix:PATH', not to {where!r}")
+
+
 class HostPort:
     """Moves bytes between a descriptor and a UART, in a thread of its own.
 
@@ -55,6 +62,7 @@ class HostPort:
 
     def __init__(self, where: str, uart: Receiver, lock: Callable[[], AbstractContextManager[object]]) -> None:
         """Raises: InvalidArgument for another kind of place; OSError where the host refuses it."""
+        check_place(where)
         self._uart = uart
         self._lock = lock
         self._outgoing = bytearray()
@@ -68,15 +76,13 @@ class HostPort:
             tty.setraw(self._follower)
             os.set_blocking(self._terminal, False)
             self.path = os.ttyname(self._follower)
-        elif where.startswith("unix:"):
+        else:
             self.path = where.removeprefix("unix:")
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(self.path)
             Path(self.path).chmod(0o600)
             self._listener.listen(1)
             self._listener.setblocking(False)
-        else:
-            raise InvalidArgument(f"a serial port goes to 'pty' or 'unix:PATH', not to {where!r}")
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name=f"mtty-{self.path}", daemon=True)

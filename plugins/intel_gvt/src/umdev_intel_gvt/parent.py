@@ -13,6 +13,8 @@ from .vgpu import Vgpu
 from .vgpu_types import TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from umdev.device import Clock, Device, DeviceContext
     from umdev.instances import InstanceClaims
 
@@ -54,15 +56,21 @@ class IntelGpu(Parent):
         used = [TYPES[claimed.type].share for claimed in self.claimed(claims).values()]
         return Partition.fitting(TYPES[self.type(type_id).id].share, used)
 
-    def create_device(self, context: DeviceContext) -> Device:
-        """Raises: NoInstanceLeft, InvalidArgument for a weight or cap out of range."""
-        assert context.type is not None
-        type_ = TYPES[context.type.id]
-        weight = _number(context, "weight", WEIGHTS, type_.weight)
-        shadow = context.attributes.get("shadow", "off")
+    def check_attributes(self, type_id: str, attributes: Mapping[str, str]) -> None:
+        """Raises: as `Parent.check_attributes`; InvalidArgument for a weight or cap out of range, or no such mode."""
+        super().check_attributes(type_id, attributes)
+        _number(attributes, "weight", WEIGHTS, 0)
+        _number(attributes, "cap", CAPS, 0)
+        shadow = attributes.get("shadow", "off")
         if shadow not in SHADOW_MODES:
             raise InvalidArgument(f"shadow is one of {', '.join(SHADOW_MODES)}, not {shadow!r}")
-        cap = _number(context, "cap", CAPS, CAPS[-1])
+
+    def create_device(self, context: DeviceContext) -> Device:
+        """Raises: NoInstanceLeft."""
+        assert context.type is not None
+        type_ = TYPES[context.type.id]
+        weight = _number(context.attributes, "weight", WEIGHTS, type_.weight)
+        cap = _number(context.attributes, "cap", CAPS, CAPS[-1])
         others = [TYPES[c.type].share for uuid, c in self.claimed().items() if uuid != str(context.uuid)]
         if not Partition.fitting(type_.share, others):
             raise NoInstanceLeft(f"{self.name} has no instance of {type_.id} left: {len(others)} vGPUs are in use")
@@ -80,8 +88,8 @@ class IntelGpu(Parent):
             raise
 
 
-def _number(context: DeviceContext, name: str, allowed: range, default: int) -> int:
-    text = context.attributes.get(name)
+def _number(attributes: Mapping[str, str], name: str, allowed: range, default: int) -> int:
+    text = attributes.get(name)
     if text is None:
         return default
     if not text.isascii() or not text.isdecimal() or int(text) not in allowed:

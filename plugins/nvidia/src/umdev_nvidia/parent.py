@@ -15,6 +15,8 @@ from .vgpu import Vgpu
 from .vgpu_types import TOTAL_MEGABYTES, TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from umdev.device import Clock, Device, DeviceContext
     from umdev.instances import InstanceClaims
     from umdev_softgpu import Client
@@ -55,8 +57,15 @@ class TeslaM10(Parent):
         used = [TYPES[claimed.type].megabytes for claimed in self.claimed(claims).values()]
         return 0 if set(used) - {type_.megabytes} else max(0, type_.maximum - len(used))
 
+    def check_attributes(self, type_id: str, attributes: Mapping[str, str]) -> None:
+        """Raises: as `Parent.check_attributes`; InvalidArgument for parameters and schedulers that make no sense."""
+        super().check_attributes(type_id, attributes)
+        parameters.parse(attributes.get("vgpu_params", ""))
+        if "scheduler" in attributes:
+            Sharing.parse(attributes["scheduler"])
+
     def create_device(self, context: DeviceContext) -> Device:
-        """Raises: NoInstanceLeft, InvalidArgument for attributes that make no sense or contradict those in use."""
+        """Raises: NoInstanceLeft, InvalidArgument for a scheduler that contradicts the one in use."""
         assert context.type is not None
         type_ = TYPES[context.type.id]
         others = {TYPES[c.type].megabytes for uuid, c in self.claimed().items() if uuid != str(context.uuid)}
