@@ -30,6 +30,9 @@ __all__ = ["rows"]
 QEMU_WANTED = (10, 1)
 """The first QEMU with vfio-user-pci."""
 _QEMU_SECONDS = 20.0
+_FETCH = "python -m umdev_testkit.qemu"
+_KVM_MACHINE = "KVM machine"
+"""The check of umdev-kvm that says all that `/dev/kvm` would."""
 _MEMLOCK_WANTED = 64 << 20
 
 SERVICES = {
@@ -57,14 +60,16 @@ def rows() -> Iterator[Row]:
     """Everything, in the order of the table."""
     yield _python()
     yield Row("host", "kernel", ok=True, text=f"Linux {platform.release()}")
-    yield _kvm()
+    contributed = list(_contributed())
+    if not any(row.check == _KVM_MACHINE for row in contributed):
+        yield _kvm()
     yield _qemu()
     yield _runtime()
     yield from _plugins()
     yield from _services()
     yield _memlock()
     yield from _userfaultfd()
-    yield from _contributed()
+    yield from contributed
 
 
 def _python() -> Row:
@@ -85,10 +90,16 @@ def _kvm() -> Row:
 
 
 def _qemu() -> Row:
-    command = os.environ.get("UMDEV_QEMU") or shutil.which("qemu-system-x86_64")
+    """What guests would be started with, looked for as the test kit does: named, the system's, its own."""
+    named = os.environ.get("UMDEV_QEMU")
+    row = _qemu_at(named or shutil.which("qemu-system-x86_64"), ", or unset UMDEV_QEMU" if named else "")
+    return row if row.ok or named else _fetched_qemu() or row
+
+
+def _qemu_at(command: str | None, otherwise: str) -> Row:
     remedy = (
-        "apt install -t trixie-backports qemu-system-x86 (Debian 13), or let the test kit fetch one: "
-        "umdev demo --guest linux, or unset UMDEV_QEMU"
+        "apt install -t trixie-backports qemu-system-x86 (Debian 13), or let the test kit (pip install umdev-testkit) "
+        f"fetch one: {_FETCH} --version{otherwise}"
     )
     wanted = ".".join(map(str, QEMU_WANTED))
     if not command:
@@ -107,6 +118,22 @@ def _qemu() -> Row:
     if version < QEMU_WANTED:
         return Row("host", "QEMU", None, f"{text}: too old, vfio-user came with {wanted}", remedy)
     return Row("host", "QEMU", ok=True, text=text)
+
+
+def _fetched_qemu() -> Row | None:
+    """The one in the test kit's cache, where both are there."""
+    try:
+        from umdev_testkit import qemu
+    except ImportError:
+        return None
+    try:
+        fetched = qemu.fetched()
+    except UmdevError:
+        return None
+    if fetched is None:
+        return None
+    version = ".".join(map(str, fetched.version))
+    return Row("host", "QEMU", ok=True, text=f"{version}, fetched by the test kit; start it by {_FETCH}")
 
 
 def _runtime() -> Row:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["dump_json", "note", "table", "waiting"]
+__all__ = ["dump_json", "note", "paragraph", "table", "waiting"]
 
 PATIENCE = 2.0
 """Seconds after which a wait is explained."""
@@ -41,7 +43,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        drawn = Table(*headers, box=None, pad_edge=False, header_style="bold")
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for header in headers[:-1]:
+            drawn.add_column(header, no_wrap=True)
+        drawn.add_column(headers[-1], overflow="fold")  # the long one: a path is broken, never cut
         for row in rows:
             drawn.add_row(*(Text(cell) for cell in row))
         Console().print(drawn)
@@ -50,6 +55,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (headers, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def paragraph(text: str) -> None:
+    """Write a long line: on a terminal it is broken between words, and what follows is indented."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    click.echo(text)
 
 
 @contextlib.contextmanager

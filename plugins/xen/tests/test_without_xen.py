@@ -7,7 +7,7 @@ import sys
 import pytest
 from umdev.errors import InvalidArgument, NotFound, NotSupported
 from umdev_edu import Edu
-from umdev_xen import Domain, bus, hypervisor
+from umdev_xen import Domain, bus, doctor, hypervisor
 from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
 from umdev_xen.toolstack import DomainType, find_domain
 
@@ -72,6 +72,12 @@ def test_doctor_has_a_row_with_a_remedy():
     assert rows
     if rows[0].ok is None:
         assert rows[0].remedy
+
+
+def test_doctor_names_a_missing_library_once(monkeypatch):
+    monkeypatch.setattr(doctor, "LIBRARIES", (Library("libnone.so.1", "libnone1"),))
+    (row,) = doctor.rows()
+    assert (row.text, row.remedy) == ("libnone.so.1 is not installed", "apt install libnone1")
 
 
 def test_importing_the_plugin_loads_no_library_of_xens():

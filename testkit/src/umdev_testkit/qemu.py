@@ -2,7 +2,7 @@
 
 Debian's QEMU is built for fixed paths. The private copy is started through its own dynamic loader with its own
 libraries, is told where its firmware lies, and has the built-in module folder renamed, so that it never loads modules
-of a QEMU that is installed on the machine.
+of a QEMU that is installed on the machine. `python -m umdev_testkit.qemu ARGUMENT...` starts the one found.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from umdev_testkit import cache
 from umdev_testkit.debian import Bundle, bundle
-from umdev_testkit.errors import QemuNotFound, QemuTooOld, QemuUnusable
+from umdev_testkit.errors import GuestError, QemuNotFound, QemuTooOld, QemuUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["MINIMUM", "Qemu", "find", "for_xen", "private"]
+__all__ = ["MINIMUM", "Qemu", "fetched", "find", "for_xen", "main", "private"]
 
 MINIMUM = (10, 1)
 _BUNDLE = Bundle("qemu-trixie", ("qemu-system-x86",), ("trixie", "trixie-backports"), target="trixie-backports")
@@ -74,6 +76,16 @@ def private() -> Qemu:
         FetchError: it cannot be fetched.
     """
     return _launcher(bundle(_BUNDLE, finish=_finish))
+
+
+def fetched() -> Qemu | None:
+    """Return the private one if the cache has it; nothing is fetched.
+
+    Raises:
+        QemuUnusable: it does not run here.
+    """
+    folder = cache.cache_folder() / _BUNDLE.name
+    return _launcher(folder) if cache.intact(folder) else None
 
 
 def for_xen() -> Qemu:
@@ -152,3 +164,16 @@ def _ask(command: tuple[str, ...], environment: tuple[tuple[str, str], ...], *ar
     except (OSError, subprocess.TimeoutExpired) as error:
         raise QemuNotFound(f"{command[0]} does not run: {error}: {_ADVICE}") from error
     return done.stdout or done.stderr
+
+
+def main() -> NoReturn:
+    """Become QEMU with the arguments of this process; ends with 1 where there is none, and says why."""
+    try:
+        found = find()
+    except GuestError as error:
+        sys.exit(f"umdev: {error}")
+    os.execvpe(found.command[0], [*found.command, *sys.argv[1:]], os.environ | dict(found.environment))  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -32,5 +32,5 @@ def command(*, as_json: bool) -> int:
         if remedies:
             click.echo()
         for row in remedies:
-            click.echo(f"{row.check}: {row.remedy}")
+            output.paragraph(f"{row.check}: {row.remedy}")
     return Exit.NOT_SUPPORTED if any(row.ok is False for row in rows) else Exit.OK

@@ -30,7 +30,9 @@ def rows() -> Iterator[Row]:
         try:
             library.check()
         except UmdevError as error:
-            yield Row("host", library.soname, None, str(error), f"apt install {library.package}")
+            absent = isinstance(error.__cause__, OSError)
+            text = f"{library.soname} is not installed" if absent else str(error)
+            yield Row("host", "Xen library", None, text, f"apt install {library.package}")
             return
     try:
         handle = DEVICE_MODEL.open("xendevicemodel_open", ffi.NULL, 0)
