@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import pty
 import re
 import subprocess
-from typing import TYPE_CHECKING
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
-from umdev_cli.lazy import BUILTIN
+from umdev.errors import StateError
+from umdev.instances import InstanceClaims
+from umdev_cli import hosts
+from umdev_cli.lazy import ADDED, BUILTIN, Variants
+from umdev_cli.main import cli
 
 if TYPE_CHECKING:
     from .conftest import Umdev
+
+A, B = (str(uuid.UUID(int=number)) for number in (1, 2))
 
 LOUD = """
     import click
@@ -79,6 +90,42 @@ def test_help_imports_no_command(toys: Umdev) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
+def test_a_command_has_its_name_for_whoever_documents_it(name: str) -> None:
+    """Else the reference would call it what its function is called."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+
+
+def test_without_a_command_the_plain_help(umdev: Umdev) -> None:
+    done = umdev(code=2)
+    assert done.stdout == ""
+    assert done.stderr == umdev.out("--help")
+
+
+def test_what_completes(toys: Umdev) -> None:
+    toys("define", "-u", A, "-p", "toys", "-t", "toy")
+    toys("start", "toy", "-u", B, "--bus", "tap")
+
+    def complete(*words: str) -> set[str]:
+        line, number = " ".join(["umdev", *words]), str(len(words))
+        done = toys(_UMDEV_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=number)
+        assert done.stderr == ""
+        return {row.partition(",")[2] for row in done.stdout.split()}
+
+    assert complete("und") == {"undefine"}
+    assert complete("start", "toy") == {"toy", "toy-in-box"}
+    assert complete("serve", A[:4]) == {A}
+    assert complete("start", "--bus", "t") == {"tap"}
+    assert complete("types", "-p", "bo") == {"box", "bochs-display"} & set(toys.out("types").splitlines())
+    assert complete("define", "-t", "bi") == {"big"}
+    for verb, word in (("stop", B), ("show", B), ("trace", B), ("undefine", A), ("modify", A)):
+        assert complete(verb, "0") == {word}
+    toys.environment["UMDEV_PLUGINS"] = "nonsense"
+    assert complete("start", "toy") == set()
+
+
+@pytest.mark.parametrize("name", BUILTIN)
 def test_every_command_has_help(umdev: Umdev, name: str) -> None:
     assert umdev.out(name, "--help").startswith(f"Usage: umdev {name} ")
 
@@ -115,6 +162,14 @@ class TestAddons:
         assert umdev.out("hello", "--loud", "x", "-h") == told
         assert "hello.loud" not in umdev.out("--help")
 
+    def test_a_variant_documents_itself_as_the_plain_command(self) -> None:
+        plain = click.Command("plain", params=[click.Argument(["name"])], help="Say hello.")
+        told = Variants("hello", plain, ["loud"])
+        context = click.Context(told, info_name="hello")
+        assert "NAME" in told.get_usage(context)
+        assert "Say hello." in told.get_help(context)
+        assert "umdev hello --loud --help" in told.get_help(context)
+
     def test_a_variant_without_the_plain_command(self, umdev: Umdev) -> None:
         umdev.install("umdev-loud", {"umdev.commands": {"hello.loud": "loud:command"}}, loud=LOUD)
         assert umdev.out("hello", "--loud", "you") == "HELLO you\n"
@@ -135,7 +190,7 @@ class TestAddons:
         assert "claimed by umdev-a 1.0 and by umdev-b 1.0" in umdev.fails(5, "hello")
 
     def test_unknown(self, umdev: Umdev) -> None:
-        assert umdev.fails(2, "lits").startswith("NoSuchCommand: ")
+        assert umdev.fails(2, "lits").startswith("UsageError: ")
 
 
 class TestPlugins:
@@ -194,8 +249,9 @@ class TestDoctor:
         rows = toys.json("doctor", "--json")
         for service in ("passthrough", "trap", "interrupt", "map", "pin", "protect", "translate"):
             assert any(row["service"] == service for row in rows), service
-        for check in ("python", "kernel", "/dev/kvm", "QEMU", "memlock limit", "userfaultfd", "buses/tap"):
+        for check in ("python", "kernel", "QEMU", "memlock limit", "userfaultfd", "buses/tap"):
             assert any(row["check"] == check for row in rows), check
+        assert sum(row["check"] in ("/dev/kvm", "KVM machine") for row in rows) == 1
         assert {"service": "trap", "check": "tap water", "ok": None, "text": "cold", "remedy": "wait a little"} in rows
         assert all(row["remedy"] for row in rows if row["ok"] is False)
 
@@ -230,8 +286,76 @@ class TestDoctor:
             assert row["text"] == text.format(path=path)
             assert "trixie-backports" in row["remedy"]
 
+    def test_the_qemu_that_the_test_kit_has_fetched(self, umdev: Umdev) -> None:
+        pytest.importorskip("umdev_testkit", reason="umdev-testkit is not installed; pip install it")
+        prefix = umdev.folder / "cache" / "qemu-trixie"
+        loader = prefix / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+        loader.parent.mkdir(parents=True)
+        loader.write_text("#!/bin/sh\necho 'QEMU emulator version 11.1.3'\necho '\"vfio-user-pci\"'\n")
+        loader.chmod(0o755)
+        umdev.environment |= {"UMDEV_CACHE": str(prefix.parent), "PATH": "/bin"}
+
+        def told() -> Any:
+            return next(row for row in umdev.json("doctor", "--json") if row["check"] == "QEMU")
+
+        assert told()["ok"] is None  # the folder is not whole
+        assert told()["remedy"].endswith("python -m umdev_testkit.qemu --version")
+        (prefix / "umdev-manifest.json").write_text(json.dumps({"files": {}}))
+        row = told()
+        assert (row["ok"], row["remedy"]) == (True, "")
+        assert row["text"] == "11.1.3, fetched by the test kit; start it by python -m umdev_testkit.qemu"
+        umdev.environment["UMDEV_QEMU"] = "/nowhere/qemu"  # what is named is meant
+        row = told()
+        assert row["ok"] is None
+        assert row["remedy"].endswith(", or unset UMDEV_QEMU")
+
+    def test_one_row_for_kvm(self, umdev: Umdev) -> None:
+        source = """
+            from umdev.hookspecs import hookimpl
+            from umdev.plugins import Row
+            class Hypervisor:
+                name = "machine"
+                @hookimpl
+                def umdev_pin_pages(self): ...
+                def doctor(self):
+                    yield Row("host", "KVM machine", None, "/dev/kvm is missing", "modprobe kvm")
+            hypervisor = Hypervisor()
+        """
+        umdev.environment["UMDEV_DISABLE_PLUGINS"] = "*/kvm,*/xen"
+        checks = {row["check"] for row in umdev.json("doctor", "--json")}
+        assert "/dev/kvm" in checks
+        umdev.install("umdev-machine", {"umdev.hypervisors": {"machine": "machine:hypervisor"}}, machine=source)
+        checks = {row["check"] for row in umdev.json("doctor", "--json")}
+        assert "KVM machine" in checks
+        assert "/dev/kvm" not in checks
+
 
 class TestErrors:
+    def test_a_command_that_is_not_there(self, umdev: Umdev) -> None:
+        assert umdev.fails(2, "typs").startswith("UsageError: there is no command 'typs'; did you mean types?")
+        assert umdev.fails(2, "qqqq") == "UsageError: there is no command 'qqqq' (see 'umdev --help')"
+        umdev.environment["UMDEV_DISABLE_PLUGINS"] = "commands/*"
+        for name, package in ADDED.items():
+            said = umdev.fails(2, name, "--help")
+            assert said.startswith(f"UsageError: {name} comes with an add-on: pip install {package}")
+
+    def test_files_and_folders_that_can_not_be_used(self, toys: Umdev) -> None:
+        said = toys.fails(2, "serve", "toy", "--bus", "tap", "--wire-log", "/nope/x")
+        assert said == "InvalidArgument: --wire-log /nope/x: No such file or directory"
+        assert toys.fails(3, "serve", "edu", "--socket-path", "/nope/a.sock").startswith("SocketPathError: /nope: ")
+        taken = toys.folder / "taken"
+        taken.touch()
+        assert toys.fails(5, "serve", "edu", "--socket-path", str(taken)).startswith("SocketPathError: ")
+
+    def test_a_runtime_folder_below_a_closed_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_path: Path) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")  # root would get in anywhere
+
+        monkeypatch.setattr(Path, "stat", refuse)
+        for look in (InstanceClaims(tmp_path / "run").used, lambda: hosts.tidy(tmp_path / "run")):
+            with pytest.raises(StateError, match="Permission denied; choose another with UMDEV_RUNTIME_DIR"):
+                look()
+
     def test_debug_shows_the_traceback(self, umdev: Umdev) -> None:
         done = umdev("--debug", "show", "xyz", code=2)
         assert "Traceback (most recent call last)" in done.stderr
@@ -253,24 +377,50 @@ class TestErrors:
         assert said == "InvalidArgument: UMDEV_PLUGINS: 'nonsense' is not [GROUP/]NAME=MODULE:OBJECT"
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_a_terminal_gets_colour_unless_no_color(umdev: Umdev, colour: bool) -> None:
+def drawn(umdev: Umdev, columns: int, *words: str, **environment: str) -> bytes:
+    """What a command writes to a terminal."""
     master, slave = pty.openpty()
-    environment = {**umdev.environment, "TERM": "xterm-256color", "COLUMNS": "200"}
-    environment.pop("NO_COLOR", None)
-    if not colour:
-        environment["NO_COLOR"] = "1"
-    process = subprocess.Popen(umdev.command("plugins", "--no-load"), env=environment, stdout=slave)
+    settings = {**umdev.environment, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
+    process = subprocess.Popen(umdev.command(*words), env=settings, stdout=slave)
     os.close(slave)
-    drawn = b""
+    seen = b""
     try:
         while part := os.read(master, 65536):
-            drawn += part
+            seen += part
     except OSError:  # EIO: the other end is closed
         pass
     finally:
         os.close(master)
         process.wait(30)
-    assert b"loopback" in drawn
-    assert (b"\x1b[3" in drawn) is False
-    assert (b"\x1b[1m" in drawn) is True  # bold headers are no colour
+    return seen
+
+
+def test_doctor_on_a_narrow_terminal_cuts_nothing(umdev: Umdev) -> None:
+    source = f"""
+        from umdev.hookspecs import hookimpl
+        from umdev.plugins import Row
+        class Hypervisor:
+            name = "long"
+            @hookimpl
+            def umdev_pin_pages(self): ...
+            def doctor(self):
+                yield Row("host", "a long row", None, "LD_PRELOAD=/{"x" * 120}end", "{"remedy " * 20}")
+        hypervisor = Hypervisor()
+    """
+    umdev.install("umdev-long", {"umdev.hypervisors": {"long": "long:hypervisor"}}, long=source)
+    umdev.environment["UMDEV_DISABLE_PLUGINS"] = "hypervisors/kvm,hypervisors/xen"
+    text = drawn(umdev, 80, "doctor", NO_COLOR="1").decode().replace("\r", "")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert text.count("x" * 10) >= 10
+    lines = text[text.index("a long row: ") :].split("\n  ")
+    assert {word for line in lines for word in line.split()[-5:]} <= {"remedy", "a", "long", "row:"}
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_terminal_gets_colour_unless_no_color(umdev: Umdev, colour: bool) -> None:
+    umdev.environment.pop("NO_COLOR", None)
+    seen = drawn(umdev, 200, "plugins", "--no-load", **({} if colour else {"NO_COLOR": "1"}))
+    assert b"loopback" in seen
+    assert (b"\x1b[3" in seen) is False
+    assert (b"\x1b[1m" in seen) is True  # bold headers are no colour

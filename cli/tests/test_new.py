@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from umdev_cli.main import run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .conftest import Umdev
 
 
@@ -23,6 +28,7 @@ def test_its_tests_pass_and_it_is_offered(
     folder = umdev.folder / "made"
     said = umdev.out("new", name, "--folder", str(folder), *options)
     assert f"umdev start {name}" in said
+    assert f"pip install --editable {folder}\n" in said
     source = folder / "src"
     assert f"0x{ident}" in (source / module / "device.py").read_text()
     done = subprocess.run(
@@ -45,7 +51,8 @@ def flat(files: dict[str, str], module: str) -> str:
     [
         (("My Card",), "InvalidArgument: 'My Card' can't name a device"),
         (("../away",), "InvalidArgument: '../away' can't name a device"),
-        (("class",), "InvalidArgument: 'class' can't name a device"),
+        (("class",), "InvalidArgument: class is a word of Python's own: take a longer one, as in class-card"),
+        (("umdev-cli",), "InvalidArgument: umdev-cli is the name of another Python module"),
         (("random",), "InvalidArgument: random is the name of another Python module"),
         (("card", "--id", "1234"), "InvalidArgument: --id 1234 is no PCI id"),
     ],
@@ -57,3 +64,22 @@ def test_bad_names(umdev: Umdev, arguments: tuple[str, ...], said: str) -> None:
 def test_a_folder_that_exists_is_left_alone(umdev: Umdev) -> None:
     assert umdev.fails(5, "new", "card", "--folder", str(umdev.folder)).startswith("Conflict: ")
     assert umdev.folder.exists()
+
+
+def test_the_name_of_an_installed_parent_is_taken(toys: Umdev) -> None:
+    said = toys.fails(5, "new", "toys")
+    assert said == (
+        "Conflict: toys is the name of a parent already, of umdev-toys 1.0: take a longer one, as in toys-card"
+    )
+    assert not (toys.folder / "toys").exists()
+
+
+@pytest.mark.parametrize(("pip", "said"), [(True, "  pip install -"), (False, "  uv pip install -")])
+def test_an_environment_of_uv_has_no_pip(
+    pip: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    there = importlib.machinery.ModuleSpec("pip", None, origin="pip/__init__.py") if pip else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name == "pip" else find(name))
+    assert run(["new", "some-card", "--folder", str(tmp_path / "made")]) == 0
+    assert said in capsys.readouterr().out

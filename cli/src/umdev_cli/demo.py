@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from umdev.errors import NotSupported
 
-from . import options, output
+from . import complete, options, output
 
 if TYPE_CHECKING:
     from .demo_proofs import Proof
@@ -17,7 +17,7 @@ FAILED = 1
 
 @click.command
 @click.option("--guest", type=click.Choice(["linux"]), help="Boot a real guest whose own driver drives a device.")
-@click.option("--bus", help="Attach by this bus instead of the best one of this host.")
+@click.option("--bus", shell_complete=complete.buses, help="Attach by this bus instead of the best one of this host.")
 @options.dumpjson
 def command(*, guest: str | None, bus: str | None, dumpjson: bool) -> int:
     """Drive each of the seven services from the driver's side, and prove it from the other one.
@@ -48,10 +48,15 @@ def _show(proofs: list[Proof]) -> None:
 
 
 def _guest(*, dumpjson: bool) -> int:
+    from umdev.plugins import Group, installed
+
+    needed = "--guest boots a guest with the test kit, for the serial card: pip install umdev-testkit umdev-mtty"
     try:
         from umdev_testkit import guest as _available  # noqa: F401  # is the test kit installed?
     except ImportError as error:
-        raise NotSupported("--guest boots its guest with the test kit: pip install umdev-testkit umdev-mtty") from error
+        raise NotSupported(needed) from error
+    if "mtty" not in {info.name for info in installed(Group.PARENTS)}:
+        raise NotSupported(needed)
     from .demo_guest import boot
 
     seen = boot(None if dumpjson else click.echo)

@@ -86,7 +86,7 @@ def boot(tell: Callable[[str], object] | None) -> dict[str, Any]:
 
 
 class _Listener:
-    """Waits in a thread for a line on the terminal `host`, and writes `answer` then; ends with its block at the latest."""
+    """Waits in a thread for a line on the terminal `host`, and writes `answer` then; ends with its block."""
 
     def __init__(self, host: int, answer: str) -> None:
         self._host, self._answer = host, answer

@@ -53,8 +53,8 @@ def exit_code(error: BaseException) -> int:
     """The exit code that stands for an error."""
     if isinstance(error, RemoteError):
         return error.code
-    if isinstance(error, SocketPathError):
-        return Exit.CONFLICT
+    if isinstance(error, SocketPathError):  # in use, or the folder isn't there
+        return Exit.NOT_FOUND if isinstance(error.__cause__, FileNotFoundError) else Exit.CONFLICT
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
 
 

@@ -55,7 +55,7 @@ def tidy(directory: Path | None = None) -> list[HostFolder]:
     Raises: StateError as `umdev.runtime.locked`.
     """
     directory = directory or runtime.runtime_directory()
-    if not directory.exists():
+    if not runtime.exists(directory):
         return []
     claims = InstanceClaims(directory).used()
     with runtime.locked(directory):

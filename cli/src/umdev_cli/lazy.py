@@ -10,6 +10,7 @@ command of its own, which has that option; without any variant's option the plai
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -36,6 +37,13 @@ BUILTIN: dict[str, str] = {
 }
 """Command -> what it does. Each is `command` in `umdev_cli.commands.NAME`, or in `umdev_cli.demo`."""
 
+ADDED: dict[str, str] = {
+    "bench": "umdev-testkit",
+    "run": "umdev-kvm",
+    "screenshot": "umdev-bochs-display",
+}
+"""Command of an add-on of this project -> what to install for it."""
+
 
 class LazyGroup(click.Group):
     """`umdev` itself."""
@@ -52,8 +60,22 @@ class LazyGroup(click.Group):
         if name in BUILTIN:
             module = importlib.import_module("umdev_cli.demo" if name == "demo" else f"umdev_cli.commands.{name}")
             own: click.Command = module.command
+            own.name = name  # not that of the function
             return own
         return _load(name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises: UsageError for a command that isn't there, with what may be meant or what brings it."""
+        name = args[0]
+        if name.startswith("-") or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        if name in ADDED:
+            raise click.UsageError(f"{name} comes with an add-on: pip install {ADDED[name]}", ctx)
+        near = difflib.get_close_matches(name, [*self.list_commands(ctx), *ADDED])
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, without importing any command."""
@@ -75,11 +97,20 @@ class LazyGroup(click.Group):
 
 
 class Variants(click.Command):
-    """A command that has variants: the arguments say which one is meant, help included."""
+    """A command that has variants: the arguments say which one is meant, help included.
+
+    To whoever reads it instead of running it, it is the plain command.
+    """
 
     def __init__(self, name: str, plain: click.Command | None, variants: list[str]) -> None:
-        super().__init__(name)
         self._plain, self._variants = plain, variants
+        flags = " or ".join(f"--{variant}" for variant in variants)
+        self._more = f"With {flags} it is another command: umdev {name} {flags} --help."
+        if plain is None:
+            super().__init__(name, help=f"Needs {flags}. {self._more}")
+        else:
+            plain.epilog = plain.epilog or self._more
+            super().__init__(name, params=plain.params, help=plain.help, epilog=plain.epilog)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         """The context of the one that is meant. Raises: UsageError where there is no plain command."""
@@ -89,12 +120,10 @@ class Variants(click.Command):
                 if not given.isdisjoint(("-h", "--help")):  # else help would be taken for the option's value
                     args = ["--help"]
                 return _load_one(f"{self.name}.{variant}").make_context(info_name, args, parent, **extra)
-        flags = " or ".join(f"--{variant}" for variant in self._variants)
         if self._plain is None:
-            raise click.UsageError(f"umdev {self.name} needs {flags}")
-        self._plain.epilog = (
-            self._plain.epilog or f"With {flags} it is another command: umdev {self.name} {flags} --help."
-        )
+            flags = " or ".join(f"--{variant}" for variant in self._variants)
+            other = f"; without, it comes with an add-on: pip install {ADDED[self.name]}" if self.name in ADDED else ""
+            raise click.UsageError(f"umdev {self.name} needs {flags}{other}")
         return self._plain.make_context(info_name, args, parent, **extra)
 
 
@@ -117,4 +146,5 @@ def _load_one(name: str) -> click.Command:
     loaded: Any = discovery.load(Group.COMMANDS, name)
     if not isinstance(loaded, click.Command):
         raise PluginError(info.label, "load", TypeError(f"{loaded!r} is not a click command"))
+    loaded.name = name.partition(".")[0]
     return loaded

@@ -42,6 +42,9 @@ def run(arguments: list[str]) -> int:
         return stop.exit_code
     except click.Abort:
         return _fail("aborted", Exit.FAILED)
+    except click.exceptions.NoArgsIsHelpError as help_:
+        click.echo(help_.format_message(), err=True)
+        return Exit.USAGE
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
         return _fail(f"{type(error).__name__}: {error.format_message()}{hint}", Exit.USAGE)

@@ -102,7 +102,7 @@ class InstanceClaims:
 
         Raises: StateError as `runtime.locked`.
         """
-        if not self._directory.exists():
+        if not runtime.exists(self._directory):
             return {}
         with runtime.locked(self._directory):
             found = self._living()

@@ -20,7 +20,7 @@ from .errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["config_directory", "locked", "prune", "runtime_directory"]
+__all__ = ["config_directory", "exists", "locked", "prune", "runtime_directory"]
 
 _LOCK_SECONDS = 10.0
 _LOCK_POLL = 0.005
@@ -47,6 +47,17 @@ def config_directory() -> Path:
         return Path("/etc/umdev.d")
     home = os.environ.get("XDG_CONFIG_HOME")
     return (Path(home).absolute() if home else Path.home() / ".config") / "umdev"
+
+
+def exists(directory: Path) -> bool:
+    """Whether the directory is there. Raises: StateError where that can't be known: a folder above it is closed."""
+    try:
+        directory.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _no_use(directory, error) from error
+    return True
 
 
 @contextlib.contextmanager
@@ -87,7 +98,7 @@ def _open_private(directory: Path) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
             raise StateError(f"{directory} must be a directory of its own, not a link or a file") from error
-        raise StateError(f"{directory}: {error.strerror}; choose another with UMDEV_RUNTIME_DIR") from error
+        raise _no_use(directory, error) from error
     status = os.fstat(descriptor)
     problem = None
     if status.st_uid != os.geteuid():
@@ -100,6 +111,10 @@ def _open_private(directory: Path) -> int:
     if status.st_mode & 0o077:
         os.fchmod(descriptor, 0o700)
     return descriptor
+
+
+def _no_use(directory: Path, error: OSError) -> StateError:
+    return StateError(f"{directory}: {error.strerror}; choose another with UMDEV_RUNTIME_DIR")
 
 
 def _flock(descriptor: int, directory: Path, deadline: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 from umdev.errors import Conflict, InvalidArgument
+from umdev.plugins import Group, installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,15 +46,23 @@ def command(name: str, pci_id: str, folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     click.echo(f"{folder}/ has a device to begin with. Next:")
-    click.echo(f"  pip install --editable {folder}\n  pytest {folder}\n  umdev start {name}")
+    # An environment that uv made has no pip of its own, and another Python's would find no umdev.
+    pip = "pip" if _is_installed("pip") else "uv pip"
+    click.echo(f"  {pip} install --editable {folder}\n  pytest {folder}\n  umdev start {name}")
 
 
 def _words(name: str, pci_id: str) -> dict[str, str]:
     module = name.replace("-", "_")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(module):
+    if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} can't name a device: small letters, digits and hyphens, as in my-card")
-    if module in sys.stdlib_module_names or module in ("umdev", "pytest"):
-        raise InvalidArgument(f"{name} is the name of another Python module: take a longer one, as in {name}-card")
+    longer = f"take a longer one, as in {name}-card"
+    if keyword.iskeyword(module):
+        raise InvalidArgument(f"{name} is a word of Python's own: {longer}")
+    taken = [info.source for info in installed(Group.PARENTS) if info.name == name]
+    if taken:
+        raise Conflict(f"{name} is the name of a parent already, of {taken[0]}: {longer}")
+    if module in sys.stdlib_module_names or module == "pytest" or _is_installed(module):
+        raise InvalidArgument(f"{name} is the name of another Python module: {longer}")
     found = _PCI_ID.fullmatch(pci_id)
     if found is None:
         raise InvalidArgument(f"--id {pci_id} is no PCI id: four hexadecimal digits, a colon, and four more")
@@ -63,6 +73,12 @@ def _words(name: str, pci_id: str) -> dict[str, str]:
         "vendor": found[1].lower(),
         "device": found[2].lower(),
     }
+
+
+def _is_installed(module: str) -> bool:
+    """Not so a mere folder of that name, which Python takes for a namespace."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def _files(words: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -25,13 +25,13 @@ ATTEMPTS = 5
 @click.option(
     "--json", "json_file", metavar="[FILE]", is_flag=False, flag_value="-", help="Print JSON, to FILE or to stdout."
 )
-@click.option(
-    "--check", is_flag=True, help="Fail if a ratio is over 1.25 times its limit in each of five measurements."
-)
+@click.option("--check", is_flag=True, help="Exit with 1 if a row says failed in each of five measurements.")
 def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
     """Measure umdev against bare C in the same run.
 
-    ratio = this / bare C: lower is better.
+    ratio = this / bare C: lower is better. A row over its target says missed, and failed over 1.25 times its limit:
+    the target, or the ratio that is reached instead for a reason that docs/explanation/speed gives. Without --check the
+    exit code is 0 all the same.
     """
     from . import measure, select
 
