@@ -48,6 +48,15 @@ TOY = """
             return {"text": text, "bytes": b"x" * size, "pid": os.getpid(), "attributes": dict(self.context.attributes)}
 
         @query
+        def configure(self):
+            \"\"\"Accesses to its configuration space: the command register, BAR 0, and a place without register.\"\"\"
+            def read():
+                for offset in (4, 0x10, 0x14):
+                    self.native.read(7, offset, 2)
+
+            threading.Thread(target=read).start()  # a query has the device lock, which such a read takes
+
+        @query
         def steps(self, count=1):
             \"\"\"Steps of its engine, with an access between.\"\"\"
             for number in range(count):

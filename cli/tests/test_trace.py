@@ -39,7 +39,13 @@ def work(uuid: str = UUID, count: int = 1) -> None:
     query(uuid, "steps", count=count)
 
 
-def followed(umdev: Umdev, *words: str, uuid: str = UUID) -> subprocess.Popen[str]:
+def configure(uuid: str = UUID) -> None:
+    query(uuid, "configure")
+
+
+def followed(
+    umdev: Umdev, *words: str, uuid: str = UUID, work: Callable[[str], None] = work
+) -> subprocess.Popen[str]:
     """A `umdev trace` that has seen something: from then on it misses nothing."""
     process = umdev.spawn("trace", *words)
     deadline = time.monotonic() + SECONDS
@@ -91,6 +97,14 @@ def test_json_of_what_a_pattern_names(toy: Umdev) -> None:
     assert sorted(shown[0]) == sorted(
         ["time", "kind", "name", "text", "value", "offset", "length", "duration", "outcome", "thread"]
     )
+
+
+def test_configuration_space_can_be_filtered(toy: Umdev) -> None:
+    process = followed(toy, UUID, "--json", "--filter", "config.*", "--count", "4", work=configure)
+    configure()
+    output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (0, "")
+    assert {json.loads(text)["name"] for text in output.splitlines()} == {"config.command", "config.bar0"}
 
 
 def test_it_ends_with_the_device(toy: Umdev) -> None:

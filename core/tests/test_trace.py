@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from umdev.device import trace
+from umdev.device import Device, PciId, trace
 from umdev.device.bars import MemoryBar
 from umdev.device.blocks import Block
 from umdev.device.dispatch import NativeDevice
@@ -21,6 +21,7 @@ from umdev.device.region import Region
 from umdev.device.registers import Flag, Register
 from umdev.device.trace import Follower, Ring, Trace
 from umdev.errors import InvalidArgument, StateError
+from umdev.pci import RegionIndex
 
 
 class Status(Register):
@@ -82,9 +83,29 @@ def test_lines_name_registers_and_fields(native: NativeDevice, region: Region) -
     assert lines[0].startswith("    0.000000 card write bar0.status=0x1 busy (4 bytes, ")
     assert " card read  bar0+0x80=0x0 (4 bytes, " in lines[1]
     assert lines[1].endswith(" us, unhandled)")
-    assert " read  region 7+0x0=0xffffffff (4 bytes, " in lines[2]
+    assert " read  config+0x0=0xffffffff (4 bytes, " in lines[2]
     assert lines[2].endswith(", abort)")
     assert " device " in next(trace.lines(traced.read(), {}))
+
+
+class Card(Device):
+    pci = PciId(vendor=0x1234, device=5, class_code=0xFF0000)
+    bar0 = MemoryBar(0, Registers, size=4096)
+
+
+def test_configuration_space_has_names() -> None:
+    places = (0x00, 0x04, 0x10, 0x12, 0x14, 0x3D)
+    with Card() as card:
+        with Trace() as traced:
+            for offset in places:
+                card.native.read(RegionIndex.CONFIG, offset, 1)
+        records = traced.read()
+        names = [trace.name(record, card.regions, card.trace, card.config) for record in records]
+        assert names == [
+            "config.vendor", "config.command", "config.bar0", "config.bar0", "config+0x14", "config.interrupt_pin"
+        ]  # fmt: skip
+        assert trace.line(records[0], card.regions, card.trace, card.config).startswith("read  config.vendor=0x34 (1")
+        assert trace.name(records[1], card.regions) == "config+0x4"  # of a device that is only known in part
 
 
 def test_each_thread_has_a_ring_that_overwrites(native: NativeDevice, region: Region) -> None:

@@ -122,14 +122,14 @@ class Tracing:
 
 
 def _entry(device: Device, record: trace.Record, patterns: list[str]) -> control.Entry | None:
-    name = trace.name(record, device.regions, device.trace)
+    name = trace.name(record, device.regions, device.trace, device.config)
     if patterns and not any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns):
         return None
     return control.Entry(
         time=record.time,
         kind="event" if record.event else "write" if record.write else "read",
         name=name,
-        text=trace.line(record, device.regions, device.trace),
+        text=trace.line(record, device.regions, device.trace, device.config),
         value=record.value,
         offset=record.offset,
         length=record.length,

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Self
 
 from umdev._native import ffi, lib
 from umdev.errors import InvalidArgument, StateError
+from umdev.pci.indexes import RegionIndex
 
 from .events import REGION as EVENT
 from .native import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from umdev.pci.config import ConfigSpace
 
     from .events import Events
     from .region import Region
@@ -209,19 +212,42 @@ class Follower:
         return self._rings[descriptor]
 
 
-def name(record: Record, regions: Mapping[int, Region], events: Events | None = None) -> str:
-    """What it is about: `bar0.status`, `bar0+0x80` where there is no register, `render.MI_NOOP` of an event."""
+def name(
+    record: Record,
+    regions: Mapping[int, Region],
+    events: Events | None = None,
+    config: ConfigSpace | None = None,
+) -> str:
+    """What it is about: `bar0.status`, `bar0+0x80` where there is no register, `render.MI_NOOP` of an event.
+
+    In configuration space, the register that an access begins in: `config.command`; `config+0x10` where there is none.
+    """
     if record.event:
         return events.name(record.initiator) if events else f"event {record.initiator}"
     region = regions.get(record.region)
-    return (region and region.name_at(record.offset)) or _place(record, region)
+    return (region and region.name_at(record.offset)) or _config_name(record, config) or _place(record, region)
+
+
+def _config_name(record: Record, config: ConfigSpace | None) -> str | None:
+    if record.region != RegionIndex.CONFIG or config is None:
+        return None
+    for register, (offset, width) in config.registers.items():
+        if offset <= record.offset < offset + width:
+            return f"config.{register}"
+    return None
 
 
 def _place(record: Record, region: Region | None) -> str:
-    return f"{region.name if region else f'region {record.region}'}+{record.offset:#x}"
+    other = "config" if record.region == RegionIndex.CONFIG else f"region {record.region}"
+    return f"{region.name if region else other}+{record.offset:#x}"
 
 
-def line(record: Record, regions: Mapping[int, Region], events: Events | None = None) -> str:
+def line(
+    record: Record,
+    regions: Mapping[int, Region],
+    events: Events | None = None,
+    config: ConfigSpace | None = None,
+) -> str:
     """One record for people: `write bar0.status=0x80 raise_irq (4 bytes, 1.2 us)`, `event render.NOOP=0x0 at 0x8`."""
     if record.event:
         length = f" ({record.length} bytes)" if record.length else ""
@@ -229,7 +255,7 @@ def line(record: Record, regions: Mapping[int, Region], events: Events | None = 
     region = regions.get(record.region)
     named = region.text(record.offset, record.value) if region else None
     if named is None:
-        named = f"{_place(record, region)}={record.value:#x}"
+        named = f"{name(record, regions, events, config)}={record.value:#x}"
     verb = "write" if record.write else "read"
     outcome = "" if record.outcome == "ok" else f", {record.outcome}"
     return f"{verb:5} {named} ({record.length} bytes, {record.duration / 1000:.1f} us{outcome})"
