@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from umdev.errors import PluginError
+from umdev.plugins import Group, load
 
 if TYPE_CHECKING:
     from .conftest import Site
@@ -125,6 +127,23 @@ def test_an_unknown_name_says_what_there_is(site: Site) -> None:
     site.install("umdev-tap", {"umdev.buses": {"tap": "tap_bus:bus"}}, tap_bus=GOOD_BUS)
     out = site.run(failure("load(Group.BUSES, 'tep')"), UMDEV_DISABLE_PLUGINS="umdev-[!t]*")
     assert out.strip() == "NotFound | no plugin 'tep' in umdev.buses; there are: loopback, tap"
+
+
+@pytest.mark.parametrize("entry", ["first=firstling:thing", "buses/first=firstling:thing"])
+def test_a_file_of_the_current_folder_that_is_taken_for_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMDEV_PLUGINS", entry)
+    group = Group.BUSES if "/" in entry else Group.PARENTS
+    with pytest.raises(PluginError, match=r"No module named 'firstling'$"):
+        load(group, "first")
+    (tmp_path / "firstling.py").write_text("thing = 'found'\n")
+    advice = entry.replace("firstling", "./firstling.py")
+    with pytest.raises(PluginError, match=rf"; it is a file here: write {advice}$"):
+        load(group, "first")
+    monkeypatch.setenv("UMDEV_PLUGINS", advice)
+    assert load(group, "first") == "found"
 
 
 def test_environment_adds_a_parent_a_bus_and_a_file(site: Site) -> None:

@@ -143,7 +143,7 @@ def load(group: Group, name: str) -> Any:
     except (AssertionError, SystemExit) as failure:  # stevedore lets these through
         failures.append(failure)
     if failures:
-        raise PluginError(info.label, "import", failures[0]) from failures[0]
+        raise PluginError(info.label, "import", _advised(info, failures[0])) from failures[0]
     return found[name].plugin
 
 
@@ -165,6 +165,20 @@ def _describe(group: Group, point: importlib.metadata.EntryPoint) -> PluginInfo:
     if point.dist is None:
         return PluginInfo(group, point.name, environment.PLUGINS, "", point.value)
     return PluginInfo(group, point.name, point.dist.name, point.dist.version, point.value)
+
+
+def _advised(info: PluginInfo, failure: BaseException) -> BaseException:
+    """The failure; with how to name a file of the current folder, which a command doesn't import from."""
+    module, _, attribute = info.target.rpartition(":")
+    if (
+        isinstance(failure, ModuleNotFoundError)
+        and failure.name == module
+        and info.distribution == environment.PLUGINS
+        and Path(f"{module}.py").is_file()
+    ):
+        name = info.name if info.group is Group.PARENTS else f"{info.group.short}/{info.name}"
+        return ModuleNotFoundError(f"{failure}; it is a file here: write {name}=./{module}.py:{attribute}", name=module)
+    return failure
 
 
 def _conflict(claims: list[PluginInfo]) -> str:
