@@ -24,7 +24,7 @@ from umdev_cli.failures import RemoteError
 if TYPE_CHECKING:
     from .conftest import Umdev
 
-A, B, C = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+A, B, C, D = (str(uuid.UUID(int=number)) for number in (1, 2, 3, 4))
 TOY = ("-p", "toys", "-t", "toy", "--bus", "tap")
 BOXED = ("-p", "box", "-t", "toy-in-box", "--bus", "tap")
 
@@ -82,6 +82,22 @@ def test_attributes_of_one_start(toys: Umdev) -> None:
     assert "'red' is no attribute: NAME=VALUE" in toys.fails(2, "start", "toy", "--attr", "red")
     assert "given twice" in toys.fails(2, "start", "toy", "--attr", "colour=1", "--attr", "colour=2")
     assert "no attribute 'size'; it has: colour, fail" in toys.fails(2, "serve", "toy", "--attr", "size=1")
+
+
+def test_start_what_is_marked_auto(toys: Umdev) -> None:
+    for identity, parent, type_, *mark in (
+        (A, "toys", "toy", "--auto"), (B, "box", "toy-in-box", "--auto"), (C, "toys", "big"), (D, "toys", "toy", "-a")
+    ):  # fmt: skip
+        toys("define", "-u", identity, "-p", parent, "-t", type_, *mark)
+    toys("modify", A, "--addattr", "fail", "--value", "raise")
+    toys("start", D, "--bus", "tap")
+    done = toys("start", "--auto", "--bus", "tap", code=1)
+    assert done.stdout == f"{B}\n-device 'tap,path={toys.runtime}/{B}.sock'\n"
+    assert done.stderr == f"umdev: {A} of toys: RuntimeError: the toy is broken\n"
+    toys("modify", A, "--delattr")
+    assert [row["uuid"] for row in toys.json("start", "-a", "--json", "--bus", "tap")] == [A]
+    assert toys.out("start", "--auto", "--bus", "tap") == ""  # all of them run
+    assert "--auto excludes" in toys.fails(2, "start", A, "--auto")
 
 
 def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:

@@ -43,9 +43,7 @@ def configure(uuid: str = UUID) -> None:
     query(uuid, "configure")
 
 
-def followed(
-    umdev: Umdev, *words: str, uuid: str = UUID, work: Callable[[str], None] = work
-) -> subprocess.Popen[str]:
+def followed(umdev: Umdev, *words: str, uuid: str = UUID, work: Callable[[str], None] = work) -> subprocess.Popen[str]:
     """A `umdev trace` that has seen something: from then on it misses nothing."""
     process = umdev.spawn("trace", *words)
     deadline = time.monotonic() + SECONDS

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command
 @options.uuid("UUID of the device; made up and printed if left out.")
-@click.option("-a", "--auto", is_flag=True, help="Mark the device to be started automatically.")
+@click.option("-a", "--auto", is_flag=True, help="Mark the device for umdev start --auto.")
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
 @options.jsonfile

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @click.option("--delattr", "delattr_", is_flag=True, help="Delete an attribute: the last, or that of --index.")
 @click.option("-i", "--index", type=click.IntRange(min=0), help="Place in the list of attributes.")
 @click.option("--value", metavar="VALUE", help="Value of the added attribute.")
-@click.option("-a", "--auto", is_flag=True, help="Start the device automatically.")
-@click.option("-m", "--manual", is_flag=True, help="Start the device by hand only.")
+@click.option("-a", "--auto", is_flag=True, help="Let umdev start --auto start it.")
+@click.option("-m", "--manual", is_flag=True, help="Let it be started by itself only.")
 @click.option("-l", "--live", is_flag=True, help="Change the running device (not supported).")
 @click.option("-d", "--defined", is_flag=True, help="Change the definition; so it is without this option too.")
 @options.jsonfile

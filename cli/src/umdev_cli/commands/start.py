@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from umdev.errors import Conflict
+from umdev.errors import Conflict, UmdevError
 
-from umdev_cli import bus_options, complete, control, hosts, launch, options, output, parents, vmm
+from umdev_cli import bus_options, complete, control, failures, hosts, launch, options, output, parents, vmm
+from umdev_cli.definitions import Definitions
+from umdev_cli.failures import Exit
 from umdev_cli.meant import by_options, by_word, with_attributes
+
+if TYPE_CHECKING:
+    from umdev_cli.definitions import Named
 
 
 @click.command(cls=bus_options.BusCommand)
@@ -18,6 +24,7 @@ from umdev_cli.meant import by_options, by_word, with_attributes
 @options.parent("Parent of the device.")
 @options.type_("Type of the device.")
 @options.jsonfile
+@click.option("-a", "--auto", is_flag=True, help="Start every defined device that is marked auto and doesn't run.")
 @options.attributes
 @options.bus
 @options.wire_log
@@ -30,49 +37,96 @@ def command(
     parent: str | None,
     type_: str | None,
     jsonfile: Path | None,
+    auto: bool,
     attributes: dict[str, str],
     bus: str,
     wire_log: str | None,
     as_json: bool,
     force: bool,
     **of_bus: object,
-) -> None:
+) -> int:
     """Start a device in a process of its own, and print what QEMU needs to attach it.
 
     A defined device is named by its UUID; a new one by its type, as PARENT/TYPE where several parents offer it, or by
     mdevctl's options --parent with --type or --jsonfile. A new one's UUID is printed if none was given. Devices of a
     parent that share state share one process.
 
+    With --auto one that can't be started is told, and the exit code is 1 when all have been tried.
+
     QEMU must share its guest memory: -object memory-backend-memfd,id=ram,size=2G,share=on -machine memory-backend=ram
     """
     del force
+    how = _How(bus, absolute(wire_log), bus_options.given(of_bus))
+    if auto:
+        if device or uuid or parent or type_ or jsonfile or attributes or wire_log:
+            raise click.UsageError("--auto excludes what is said of one device")
+        return _start_all(how, as_json=as_json)
     if device is None:
         named = by_options(uuid, parent, type_, jsonfile)
     elif type_ is None and jsonfile is None:
         named = by_word(device, parent, uuid)
     else:
         raise click.UsageError(f"{device} says which device, so leave out --type and --jsonfile")
-    named = with_attributes(named, attributes)
-    if (claimed := hosts.running().get(named.uuid)) is not None:
-        raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
-    owner = parents.check(named.parent, named.definition)
-    request = control.Add(
-        named.uuid, named.definition.mdev_type, named.definition.attributes(), None, absolute(wire_log),
-        bus_options.given(of_bus),
-    )  # fmt: skip
-    with output.waiting(f"starting {named.definition.mdev_type} {named.uuid}"):
-        described = launch.start(named.parent, bus, request, shared=owner.shared_process)
+    described = _start(with_attributes(named, attributes), how)
     if as_json:
-        shown = ("uuid", "parent", "type", "pid", "socket", "device", "environment", "log")
-        output.dump_json({name: described[name] for name in shown})
-        return
-    if named.uuid not in (uuid, device and device.lower()):
-        click.echo(named.uuid)
-    if described["device"] is not None:
-        click.echo(f"-device '{described['device']}'")
+        output.dump_json(_shown(described))
+        return Exit.OK
+    _tell(described, known=named.uuid in (uuid, device and device.lower()))
     # For people; programs read it from --json, and what is well prints nothing on stderr.
     if sys.stderr.isatty() and (line := vmm.advice(described["environment"])):
         click.echo(line, err=True)
+    return Exit.OK
+
+
+class _How(NamedTuple):
+    """How devices are served."""
+
+    bus: str
+    wire_log: str | None
+    options: dict[str, Any]
+
+
+def _start(named: Named, how: _How) -> dict[str, Any]:
+    """What `show` says of the device once it runs. Raises: Conflict (it runs already), as `launch.start`."""
+    if (claimed := hosts.running().get(named.uuid)) is not None:
+        raise Conflict(f"{named.uuid} is running already: {claimed.type} of {claimed.parent} in process {claimed.pid}")
+    owner = parents.check(named.parent, named.definition)
+    definition = named.definition
+    request = control.Add(
+        named.uuid, definition.mdev_type, definition.attributes(), None, how.wire_log, how.options
+    )  # fmt: skip
+    with output.waiting(f"starting {definition.mdev_type} {named.uuid}"):
+        return launch.start(named.parent, how.bus, request, shared=owner.shared_process)
+
+
+def _start_all(how: _How, *, as_json: bool) -> Exit:
+    running = {(claimed.parent, uuid) for uuid, claimed in hosts.running().items()}
+    code, started = Exit.OK, []
+    for named in Definitions().all():
+        if named.definition.start == "auto" and (named.parent, named.uuid) not in running:
+            try:
+                started.append(_start(named, how))
+            except UmdevError as error:
+                output.note(f"{named.uuid} of {named.parent}: {failures.line(error)}")
+                code = Exit.FAILED
+    if as_json:
+        output.dump_json([_shown(described) for described in started])
+    else:
+        for described in started:
+            _tell(described, known=False)
+    return code
+
+
+def _shown(described: dict[str, Any]) -> dict[str, Any]:
+    shown = ("uuid", "parent", "type", "pid", "socket", "device", "environment", "log")
+    return {name: described[name] for name in shown}
+
+
+def _tell(described: dict[str, Any], *, known: bool) -> None:
+    if not known:
+        click.echo(described["uuid"])
+    if described["device"] is not None:
+        click.echo(f"-device '{described['device']}'")
 
 
 def absolute(path: str | None) -> str | None:
