@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.guest
 @pytest.mark.kvm
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize("what", ["plugins/kvm/tests/machine", "examples", "plugins/nvidia/tests"])
+@pytest.mark.parametrize(
+    "what", [["plugins/kvm/tests/machine"], ["examples", "plugins/nvidia/tests/test_submission.py"]], ids=" ".join
+)
 def test_in_a_guest(kvm_guest, passes_in, what):
     static_program(ROOT / "tests/guests/programs/edu_sysfs.c", flags=["-Wconversion", "-Werror"])  # into the cache
-    passes_in(kvm_guest, what, "-m", "kvm and not guest", "--timeout", "200", folder=ROOT, silence=300)
+    passes_in(kvm_guest, *what, "-m", "kvm and not guest", "--timeout", "200", folder=ROOT, silence=300)

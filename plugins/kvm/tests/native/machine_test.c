@@ -91,7 +91,8 @@ static void one_life(umdev_api *api, uint8_t *memory, int rounds)
     const char *failed;
     umdev_kvm *machine = umdev_kvm_new(api, -1, 0, &error, &failed);
     if (!machine) {
-        fprintf(stderr, "%s: %s (the same test runs inside a TCG guest: test_in_guest.py)\n", failed, strerror(-error));
+        fprintf(stderr, "%s: %s (the same tests run inside a TCG guest: test_in_guest.py)\n", failed,
+                strerror(-error));
         exit(77);
     }
     CHECK(umdev_kvm_set_slot(machine, 0, 0, SPARE, (uintptr_t)memory, 0) == 0);
