@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -181,6 +182,9 @@ class Machine:
         "real" has data segments of 4 GiB; "protected" is flat 32-bit; "long" maps 4 GiB one to one. AX and DI hold the
         processor's number, SI `second`; each has a stack of 4 KiB. `reset` loads it again.
 
+        The accesses that the last run ended in are finished before, and ends that no run has told are forgotten. Not
+        while the machine runs or is paused.
+
         Raises: InvalidArgument, NotMapped, StateError, HypervisorError.
         """
         self._expect_idle("load")
@@ -198,7 +202,10 @@ class Machine:
     def set_loader(self, place: Callable[[], None]) -> None:
         """For loaders: what puts code into memory and points processors at it, now and after each reset."""
         self._expect_idle("load")
+        self._expect_going("load")
+        self._processors.finish()
         place()
+        self._processors.forget()
         self._loader = place
 
     # Running.
@@ -206,21 +213,28 @@ class Machine:
     def run(self, limit: float) -> Outcome:
         """Run until the guest ends it, or for `limit` seconds. Call it again to run on.
 
-        Raises: StateError (running, closed), HypervisorError where KVM can't go on, and what a plugin's handler raises
-        from configuration space.
+        What processors brought as the last run ended (another end, a failure) comes first, and the machine stays as it
+        is. Without a limit: `math.inf`; one of 0 or less is over at once.
+
+        Raises: StateError (running, closed, half reset), InvalidArgument, HypervisorError where KVM can't go on or no
+        real-time signal is free, and what a plugin's handler raises from configuration space.
         """
         self._expect_idle("run")
+        if math.isnan(limit):
+            raise InvalidArgument("a run's limit is a number of seconds")
         deadline = time.monotonic() + limit
         with self._guard:
+            self._processors.enter()
             self._let_time_pass()
         try:
             return self._processors.run(deadline)
         finally:
             with self._guard:
                 self._hold_time()
+                self._processors.leave()
 
     def stop(self) -> None:
-        """Make the run under way return with STOPPED; harmless when there is none."""
+        """Make the run under way return with STOPPED, or else the next one, at once. `reset` does not change that."""
         self._processors.stop()
 
     def pause(self) -> None:
@@ -259,8 +273,7 @@ class Machine:
         Raises: StateError, HypervisorError.
         """
         self._expect_idle("reset")
-        if self._pauses:
-            raise StateError("the machine is paused: resume it before a reset")
+        self._expect_going("reset")
         old, fresh = self._vm, Vm(self._console, self.vcpus, self._console_room)
         self.bridge.release()
         self._vm = fresh
@@ -277,7 +290,7 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        """Is a run under way?"""
+        """Is a run under way? When it is False the run has left the machine alone, though it may be about to return."""
         return self._processors.running
 
     # The console.
@@ -376,6 +389,10 @@ class Machine:
         for plugged in self.bridge.functions:
             if plugged.attachment.state is AttachmentState.RUNNING and plugged.interrupts is not None:
                 plugged.attachment.quiesce()
+
+    def _expect_going(self, call: str) -> None:
+        if self._pauses:
+            raise StateError(f"{call}() needs a machine that is not paused: resume it first")
 
     def _expect_idle(self, call: str) -> None:
         if self._closed:

@@ -29,6 +29,7 @@ _CAUSES = {
     ("KVM_SET_GSI_ROUTING", errno.EINVAL): "more routes than KVM_CAP_IRQ_ROUTING says",
     ("KVM_PRE_FAULT_MEMORY", errno.ENOENT): "a part of it is no memory of the machine",
     ("KVM_PRE_FAULT_MEMORY", errno.EINVAL): "it has to be whole pages",
+    ("sigaction", errno.EBUSY): "the program uses every real-time signal, and a machine needs one with no handler",
     ("KVM_RUN", errno.EFAULT): "the guest touched memory whose mapping is gone from this process",
 }
 _EXIT_NAMES = ("memory_reads", "memory_writes", "port_reads", "port_writes", "interrupted", "other")

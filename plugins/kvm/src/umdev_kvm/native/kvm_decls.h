@@ -108,8 +108,11 @@ uint32_t umdev_kvm_serial_receive(umdev_kvm *machine, const void *bytes, uint32_
 /* Processors. Made while none runs; freed with the machine. */
 umdev_kvm_vcpu *umdev_kvm_vcpu_new(umdev_kvm *machine, int *error, const char **failed);
 int umdev_kvm_vcpu_run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret); /* by one thread; returns the kind */
+/* Finish the access that the last run ended in, with no further instruction: UMDEV_KVM_STOPPED when nothing is left of
+ * it, else an event as from a run, and to be called again. Not while it runs; waits while a stop holds the processors. */
+int umdev_kvm_vcpu_finish(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret);
 void umdev_kvm_vcpu_read_exits(const umdev_kvm_vcpu *vcpu, umdev_kvm_exits *ret);
-/* State at the first instruction; mode 0 real, 1 protected, 2 long. Tables are written by the caller. */
+/* State at the first instruction, of a processor whose accesses are finished; mode 0 real, 1 protected, 2 long. Tables are written by the caller. */
 int umdev_kvm_vcpu_set_entry(umdev_kvm_vcpu *vcpu, int mode, uint64_t entry, uint64_t stack, uint64_t argument,
                              uint64_t second, uint64_t gdt, uint64_t page_table);
 /* rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags, then cr0 cr2 cr3 cr4 efer and the base of cs. */
@@ -126,7 +129,9 @@ int umdev_kvm_stop_within(umdev_kvm *machine, uint32_t seconds);
 void umdev_kvm_resume(umdev_kvm *machine);
 /* Make every run return UMDEV_KVM_STOPPED, now and until `begin`; processors that wait at the door included. */
 void umdev_kvm_end(umdev_kvm *machine);
-void umdev_kvm_begin(umdev_kvm *machine);
+/* Processors are interrupted by a real-time signal whose disposition was the default, for the whole process: SIGRTMAX-3,
+ * or else the next one below. -EBUSY: there is none. */
+int umdev_kvm_begin(umdev_kvm *machine);
 
 /* A long-term pin that no hardware asked for: io_uring's registered buffers. */
 typedef struct umdev_kvm_pins umdev_kvm_pins;
