@@ -228,7 +228,8 @@ class Machine:
         is. Without a limit: `math.inf`; one of 0 or less is over at once.
 
         Raises: StateError (running, closed, half reset), InvalidArgument, HypervisorError where KVM can't go on or no
-        real-time signal is free, and what a plugin's handler raises from configuration space.
+        real-time signal is free, and what a plugin's handler raises from configuration space. StateError as well, 10
+        seconds after the end, when a device's handler does not return: `running` until it does, with time going on.
         """
         self._expect_idle("run")
         if math.isnan(limit):
@@ -241,7 +242,8 @@ class Machine:
             return self._processors.run(deadline)
         finally:
             with self._guard:
-                self._hold_time()
+                if not self._processors.stuck:  # else it would wait for the lock of the handler that does not return
+                    self._hold_time()
                 self._processors.leave()
 
     def stop(self) -> None:
@@ -360,7 +362,8 @@ class Machine:
     def close(self) -> None:
         """Stop, wait for the run of another thread, detach every device, give everything back. May be called twice.
 
-        In a forked child only the child's descriptors and maps go: the machine is its parent's, and so are the devices.
+        In a forked child only its copies of the kernel's objects and of the memory go: machine and devices are its
+        parent's, and go on.
 
         Raises: StateError when the run does not end: a device's handler does not return.
         """

@@ -57,6 +57,11 @@ class Processors:
         """From `enter` to `leave`, and as long as a processor's thread has not come back."""
         return self._entered or self._left > 0
 
+    @property
+    def stuck(self) -> bool:
+        """At the end of `run`: whether a processor's thread has not come back, since a device's handler has not."""
+        return self._left > 0
+
     def enter(self) -> None:
         """A run begins, and nobody else may touch the machine. Raises: StateError (running, closed)."""
         with self._changed:

@@ -190,7 +190,7 @@ class Vm:
             self._vcpus = []
 
     def abandon(self) -> None:
-        """In a forked child, instead of `close`: only descriptors and maps go, and no lock is taken."""
+        """In a forked child, instead of `close`: the child keeps the kernel's objects no longer. No lock is taken."""
         if self._pointer is not None:
             lib.umdev_kvm_abandon(self._pointer)
             self._pointer = None

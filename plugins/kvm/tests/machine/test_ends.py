@@ -137,6 +137,34 @@ def test_a_new_payload_forgets_ends_that_nobody_was_told(machine):
     assert machine.run(60).value == 4
 
 
+def test_a_handler_that_does_not_return_ends_no_wait_with_it(machine, monkeypatch):
+    monkeypatch.setattr("umdev_kvm.processors.JOIN_TIMEOUT", 0.1)
+    entered, let_go = threading.Event(), threading.Event()
+
+    def hang():
+        entered.set()
+        let_go.wait(120)
+
+    with Held() as device:
+        device.does = hang
+        machine.firmware.enable(machine.plug(device))
+        machine.load(assemble(f"mov eax, [{machine.firmware.address(1, 0):#x}]\n exit 7"))
+        running, said = in_thread(lambda: machine.run(120))
+        assert entered.wait(60)
+        machine.stop()
+        running.join(60)
+        try:
+            assert isinstance(said[0], StateError)
+            with pytest.raises(StateError, match="not running"):
+                machine.reset()
+            with pytest.raises(StateError, match="not returned"):
+                machine.close()
+        finally:
+            let_go.set()
+        monkeypatch.undo()
+        machine.close()
+
+
 def test_a_resume_while_a_run_begins_lets_time_pass(plugged, monkeypatch):
     run, states = plugged._processors.run, []
     attachment = plugged.bridge.functions[0].attachment

@@ -70,7 +70,8 @@ typedef struct umdev_kvm_message {
  * serial port sends, at most `room` bytes; -1: nothing does. On failure *failed names the kernel's call. */
 umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *error, const char **failed);
 void umdev_kvm_free(umdev_kvm *machine);
-/* Instead of it in a forked child, where neither the threads are nor who held the locks: descriptors and maps go alone. */
+/* Instead of it in a forked child, where neither the threads are nor who held the locks: what keeps the kernel's objects
+ * alive goes, and the rest stays until the child ends. */
 void umdev_kvm_abandon(umdev_kvm *machine);
 int umdev_kvm_extension(const umdev_kvm *machine, uint32_t capability); /* KVM_CHECK_EXTENSION; negative: errno */
 int umdev_kvm_descriptor(const umdev_kvm *machine);                     /* the VM's, borrowed */

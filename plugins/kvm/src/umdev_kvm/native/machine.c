@@ -103,13 +103,8 @@ void umdev_kvm_abandon(umdev_kvm *machine)
         munmap(machine->vcpus[i]->run, machine->run_size);
         close(machine->vcpus[i]->fd);
     }
-    for (uint32_t id = 0; id < UMDEV_KVM_DOORBELLS; id++)
-        if (machine->bells[id].used)
-            close(machine->bells[id].fd);
-    const int descriptors[] = {machine->bell_poll, machine->bell_end, machine->vm, machine->kvm};
-    for (size_t i = 0; i < sizeof descriptors / sizeof *descriptors; i++)
-        if (descriptors[i] >= 0)
-            close(descriptors[i]);
+    close(machine->vm);
+    close(machine->kvm);
 }
 
 int umdev_kvm_extension(const umdev_kvm *machine, uint32_t capability)
