@@ -59,7 +59,7 @@ def test_a_run_that_still_collects_its_processors_is_under_way(machine, monkeypa
 def test_closing_ends_the_run_of_another_thread(machine):
     machine.load(assemble("mov byte ptr [0x9000], 1\nagain: jmp again"))
     running, said = in_thread(lambda: machine.run(120))
-    while not machine.ram.read(0x9000, 1)[0]:
+    while running.is_alive() and not machine.ram.read(0x9000, 1)[0]:
         pass
     machine.close()
     running.join(60)

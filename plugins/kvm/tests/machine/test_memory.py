@@ -63,7 +63,7 @@ def test_a_running_processor_uses_memory_that_is_added(make_machine):
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(machine.run(60)))
     thread.start()
-    while not machine.running:
+    while thread.is_alive() and not machine.running:
         pass
     guest = machine.add_memory(2 << 20)
     machine.ram.write(guest + 0x1000, b"\x44\x33\x22\x11")
