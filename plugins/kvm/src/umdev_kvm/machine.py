@@ -235,16 +235,18 @@ class Machine:
         if math.isnan(limit):
             raise InvalidArgument("a run's limit is a number of seconds")
         deadline = time.monotonic() + limit
-        with self._guard:
-            self._processors.enter()
-            self._let_time_pass()
+        self._processors.enter()
         try:
+            with self._guard:
+                self._let_time_pass()
             return self._processors.run(deadline)
         finally:
             with self._guard:
-                if not self._processors.stuck:  # else it would wait for the lock of the handler that does not return
-                    self._hold_time()
-                self._processors.leave()
+                try:
+                    if not self._processors.stuck:  # else it would wait for the lock of a handler that does not return
+                        self._hold_time()
+                finally:
+                    self._processors.leave()
 
     def stop(self) -> None:
         """Make the run under way return with STOPPED, or else the next one, at once. `reset` does not change that."""
@@ -261,13 +263,14 @@ class Machine:
         (TRAP) that waits for the handler. Nothing has changed then.
         """
         with self._changing("pause") as inside:
+            vm = self.vm
             if not self._pauses:
-                self.vm.stop_processors(STOP_SECONDS if inside else None)
+                vm.stop_processors(STOP_SECONDS if inside else None)
             self._pauses += 1
             if self._pauses == 1:
                 if not inside:
-                    lib.umdev_kvm_drain(self.vm.pointer)
-                    lib.umdev_kvm_ring(self.vm.pointer, ffi.NULL)
+                    lib.umdev_kvm_drain(vm.pointer)
+                    lib.umdev_kvm_ring(vm.pointer, ffi.NULL)
                 self._hold_time()
 
     def resume(self) -> None:
