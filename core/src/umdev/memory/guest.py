@@ -43,15 +43,14 @@ class GuestMemory:
         if size <= 0 or size & PAGE_MASK or not 0 <= reserve <= size or reserve & PAGE_MASK:
             raise InvalidArgument(f"guest memory of {size:#x} bytes ({reserve:#x} reserved): whole pages are needed")
         self.size = size
-        self.descriptor = os.memfd_create("umdev-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        """The memfd behind it, what a bus maps for the device; borrowed."""
+        self._descriptor = os.memfd_create("umdev-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.descriptor, size)
+            os.ftruncate(self._descriptor, size)
             seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
-            self._backing = Backing.of_guest(self.descriptor, size)
+            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, seals)
+            self._backing = Backing.of_guest(self._descriptor, size)
         except BaseException:
-            os.close(self.descriptor)
+            os.close(self._descriptor)
             raise
         self._base: Any = self._backing.native.host
         self._closed = False
@@ -138,6 +137,13 @@ class GuestMemory:
     # Protection, and the end.
 
     @property
+    def descriptor(self) -> int:
+        """The memfd behind it, what a bus maps for the device; borrowed. Raises: StateError (closed)."""
+        if self._closed:
+            raise StateError("the guest memory is closed")
+        return self._descriptor
+
+    @property
     def address(self) -> int:
         """Where the guest mapping begins in this process: for protectors and C guests, never for Python stores."""
         return int(ffi.cast("uintptr_t", self._at(0, 1)))
@@ -168,7 +174,7 @@ class GuestMemory:
             if self._protector is not None:
                 self._protector.close()
             self._backing.detach()
-            os.close(self.descriptor)
+            os.close(self._descriptor)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from umdev.addresses import PAGE_MASK
 from umdev.errors import InvalidArgument
 
@@ -18,6 +20,8 @@ HIGH_BASE = 1 << 32
 MEMORY32 = (0xC000_0000, 0xFEB0_0000)
 """First address, and one past the last, for 32-bit memory BARs."""
 MEMORY64 = (0x40_0000_0000, 0x80_0000_0000)
+RAM_MAX = RAM_LIMIT + MEMORY64[0] - HIGH_BASE
+"""Bytes of memory at most: 64-bit BARs begin where it ends."""
 PORTS = (0x1000, 0x1_0000)
 IO_APIC = 0xFEC0_0000
 LOCAL_APIC = 0xFEE0_0000
@@ -47,10 +51,13 @@ def ram_parts(size: int) -> list[tuple[int, int, int]]:
 
     The offset equals the address below 4 GiB; bytes of the file in the hole are not used.
 
-    Raises: InvalidArgument for less than 64 KiB or a broken page.
+    Raises: InvalidArgument for less than 64 KiB, a broken page, or more than lies below the 64-bit BARs.
     """
+    size = operator.index(size)
     if size < 0x1_0000 or size & PAGE_MASK:
         raise InvalidArgument(f"a machine has 64 KiB of memory or more, in whole pages; not {size:#x} bytes")
+    if size > RAM_MAX:
+        raise InvalidArgument(f"a machine has at most {RAM_MAX:#x} bytes of memory, not {size:#x}")
     low = min(size, RAM_LIMIT)
     parts = [(0, min(low, LOW_END), 0)]
     if low > HOLE_END:

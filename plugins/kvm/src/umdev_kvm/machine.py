@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 from umdev.bus import Attachment, AttachmentState, ResetKind
@@ -19,7 +22,7 @@ from .firmware import Firmware
 from .processors import Processors
 from .protect_machine import MachineProtection
 from .ram import Ram
-from .slots import MemorySlots
+from .slots import STOP_SECONDS, MemorySlots
 from .vm import CAP_PRE_FAULT_MEMORY, Vm, check
 
 if TYPE_CHECKING:
@@ -46,10 +49,15 @@ CONSOLE_LIMIT = 16 << 20
 class Machine:
     """A virtual machine of this process. Closing it detaches its devices and leaves them open.
 
-    One thread makes, loads, runs, resets and closes it; `stop`, `pause`, `resume`, `send` and the properties are for
+    One thread makes, loads, runs and resets it; `stop`, `pause`, `resume`, `send`, `close` and the properties are for
     any thread. A run ends with an `Outcome`; what KVM itself can't go on from is a HypervisorError, and so is every
     failed call of the kernel. Devices see time pass while the machine runs and is not paused.
+
+    Processors are interrupted by a real-time signal, SIGRTMAX-3 or the next lower one that the program has no use for;
+    leave its handler alone while a machine runs.
     """
+
+    _closed = True  # until it is made
 
     def __init__(self, *, memory: int = MEMORY, vcpus: int = 1, console: int | None = None) -> None:
         """`memory` in bytes; `console`: a descriptor that the serial port writes to, else `console_output` has it.
@@ -58,33 +66,37 @@ class Machine:
         """
         if not 1 <= vcpus <= 64:
             raise InvalidArgument(f"a machine has 1 to 64 processors, not {vcpus}")
-        self.ram = Ram(memory)
-        """The machine's memory."""
         self.vcpus = vcpus
-        self._own_console = os.memfd_create("umdev-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._console = os.dup(self._own_console if console is None else console)
-        self._bounded_console = console is None
-        self._closed = False
+        self._process = os.getpid()
         self._pauses = 0
+        self._whole = True  # no reset has failed half-way
         self._loader: Callable[[], None] | None = None
         self._guard = threading.RLock()
-        self._typing = threading.Lock()  # who types while a reset replaces the serial port; a leaf
-        try:
+        self._using = threading.Lock()  # who uses kernel objects that a reset replaces and `close` frees; a leaf
+        with contextlib.ExitStack() as failed:
+            self.ram = Ram(memory)
+            """The machine's memory."""
+            failed.callback(self.ram.close)
+            self._own_console = os.memfd_create("umdev-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            failed.callback(os.close, self._own_console)
+            self._bounded_console = console is None
+            self._console = _duplicate(self._own_console if console is None else console)
+            failed.callback(os.close, self._console)
             self._vm = Vm(self._console, vcpus, self._console_room)
-        except BaseException:
-            self._close_files()
-            raise
-        self.slots = MemorySlots(self._vm)
-        """The memory slots: `slots.batch()` changes them with every processor out of the guest."""
-        self.bridge = Bridge(self.slots, [(part.guest, part.end) for part in self.ram.parts])
-        """The PCI host bridge: what is plugged and where it answers."""
-        self.firmware = Firmware(self)
-        self.protection = MachineProtection(self)
-        """Write-protection of the machine's memory, for the hook that models' wishes come through."""
-        self._processors = Processors(self)
-        for part in self.ram.parts:
-            self.slots.add(part.guest, part.length, part.host)
-        self.bridge.rebuild(self._vm)
+            failed.callback(self._vm.close)
+            self.slots = MemorySlots(self._vm)
+            """The memory slots: `slots.batch()` changes them with every processor out of the guest."""
+            self.bridge = Bridge(self.slots, [(part.guest, part.end) for part in self.ram.parts])
+            """The PCI host bridge: what is plugged and where it answers."""
+            self.firmware = Firmware(self)
+            self.protection = MachineProtection(self)
+            """Write-protection of the machine's memory, for the hook that models' wishes come through."""
+            self._processors = Processors(self)
+            for part in self.ram.parts:
+                self.slots.add(part.guest, part.length, part.host)
+            self.bridge.rebuild(self._vm)
+            failed.pop_all()
+        self._closed = False
 
     # Building.
 
@@ -156,7 +168,7 @@ class Machine:
 
         Raises: NotFound, StateError.
         """
-        self._expect_idle("unplug")
+        self._expect_idle("unplug", whole=False)
         plugged = self.bridge.unplug(slot)
         plugged.attachment.detach()
 
@@ -188,6 +200,9 @@ class Machine:
         "real" has data segments of 4 GiB; "protected" is flat 32-bit; "long" maps 4 GiB one to one. AX and DI hold the
         processor's number, SI `second`; each has a stack of 4 KiB. `reset` loads it again.
 
+        The accesses that the last run ended in are finished before, and ends that no run has told are forgotten. Not
+        while the machine runs or is paused.
+
         Raises: InvalidArgument, NotMapped, StateError, HypervisorError.
         """
         self._expect_idle("load")
@@ -205,7 +220,10 @@ class Machine:
     def set_loader(self, place: Callable[[], None]) -> None:
         """For loaders: what puts code into memory and points processors at it, now and after each reset."""
         self._expect_idle("load")
+        self._expect_going("load")
+        self._processors.finish()
         place()
+        self._processors.forget()
         self._loader = place
 
     # Running.
@@ -213,38 +231,53 @@ class Machine:
     def run(self, limit: float) -> Outcome:
         """Run until the guest ends it, or for `limit` seconds. Call it again to run on.
 
-        Raises: StateError (running, closed), HypervisorError where KVM can't go on, and what a plugin's handler raises
-        from configuration space.
+        What processors brought as the last run ended (another end, a failure) comes first, and the machine stays as it
+        is. Without a limit: `math.inf`; one of 0 or less is over at once.
+
+        Raises: StateError (running, closed, half reset), InvalidArgument, HypervisorError where KVM can't go on or no
+        real-time signal is free, and what a plugin's handler raises from configuration space. StateError as well, 10
+        seconds after the end, when a device's handler does not return: `running` until it does, with time going on.
         """
         self._expect_idle("run")
+        if math.isnan(limit):
+            raise InvalidArgument("a run's limit is a number of seconds")
         deadline = time.monotonic() + limit
-        with self._guard:
-            self._let_time_pass()
+        self._processors.enter()
         try:
+            with self._guard:
+                self._let_time_pass()
             return self._processors.run(deadline)
         finally:
             with self._guard:
-                self._hold_time()
+                try:
+                    if not self._processors.stuck:  # else it would wait for the lock of a handler that does not return
+                        self._hold_time()
+                finally:
+                    self._processors.leave()
 
     def stop(self) -> None:
-        """Make the run under way return with STOPPED; harmless when there is none."""
+        """Make the run under way return with STOPPED, or else the next one, at once. `reset` does not change that."""
         self._processors.stop()
 
     def pause(self) -> None:
         """Hold every processor and the devices' clocks; calls nest.
 
         When it returns no processor is in the guest, and the devices have had every store and ring of before. In a
-        device's own handler the rings are what may still come.
+        device's own handler the rings and the posted stores are what may still come: they may wait for its lock.
 
-        Raises: StateError from a device's handler while another thread pauses, resumes or begins a run.
+        Raises: StateError (closed); from a device's handler also while another thread pauses, resumes or begins a run,
+        and when a processor does not leave the guest for 3 seconds, since it waits for a notification of a page write
+        (TRAP) that waits for the handler. Nothing has changed then.
         """
         with self._changing("pause") as inside:
+            vm = self.vm
+            if not self._pauses:
+                vm.stop_processors(STOP_SECONDS if inside else None)
             self._pauses += 1
             if self._pauses == 1:
-                lib.umdev_kvm_stop(self.vm.pointer)
-                lib.umdev_kvm_drain(self.vm.pointer)
                 if not inside:
-                    lib.umdev_kvm_ring(self.vm.pointer, ffi.NULL)
+                    lib.umdev_kvm_drain(vm.pointer)
+                    lib.umdev_kvm_ring(vm.pointer, ffi.NULL)
                 self._hold_time()
 
     def resume(self) -> None:
@@ -256,57 +289,68 @@ class Machine:
             if not self._pauses:
                 if self.running:
                     self._let_time_pass()
-                lib.umdev_kvm_resume(self.vm.pointer)
+                self.vm.resume_processors()
 
     def reset(self) -> None:
         """As the reset button: new processors and interrupt controllers, devices reset, the payload loaded again.
 
-        Memory keeps its content elsewhere. Not while the machine runs or is paused.
+        Memory keeps its content elsewhere. Not while the machine runs or is paused. Where it fails for want of new
+        kernel objects the machine is as it was; a later failure leaves one that can only be reset again, or closed.
 
-        Raises: StateError, HypervisorError.
+        Raises: StateError, HypervisorError, and what a device's reset raises.
         """
-        self._expect_idle("reset")
-        if self._pauses:
-            raise StateError("the machine is paused: resume it before a reset")
+        self._expect_idle("reset", whole=False)
+        self._expect_going("reset")
         old, fresh = self._vm, Vm(self._console, self.vcpus, self._console_room)
+        self._whole = False
         self.bridge.release()
         self._vm = fresh
+        self._processors.forget()
+        try:
+            self.slots.rebuild(fresh)
+        finally:
+            with self._using:  # and batches of slots are on the new ones by now
+                old.close()
+        self.protection.connect(fresh)
         for plugged in self.bridge.functions:
             plugged.attachment.reset(ResetKind.BUS)
-        self.slots.rebuild(self._vm)
-        self.protection.connect(self._vm)
-        with self._typing:  # and batches of slots are on the new ones by now
-            old.close()
-        self.bridge.rebuild(self._vm)
+        self.bridge.rebuild(fresh)
         self.firmware.place_all()
         if self._loader is not None:
             self._loader()
+        self._whole = True
 
     @property
     def running(self) -> bool:
-        """Is a run under way?"""
+        """Is a run under way? When it is False the run has left the machine alone, though it may be about to return."""
         return self._processors.running
 
     # The console.
 
     @property
     def console_output(self) -> bytes:
-        """What the serial port has sent, unless a descriptor was given for it."""
+        """What the serial port has sent, unless a descriptor was given for it. Raises: StateError (closed)."""
+        if self._closed:
+            raise StateError("the machine is closed")
         return os.pread(self._own_console, os.fstat(self._own_console).st_size, 0)
 
     def send(self, data: bytes) -> int:
-        """Bytes to the serial port; returns how many fitted into its queue of 4 KiB."""
-        with self._typing:
+        """Bytes to the serial port; returns how many fitted into its queue of 4 KiB. Raises: StateError (closed)."""
+        with self._using:
             return int(lib.umdev_kvm_serial_receive(self.vm.pointer, data, len(data)))
 
     # What happened.
 
     @property
     def counters(self) -> dict[str, int]:
-        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; the bridge's."""
+        """Exits of all processors by kind; `unclaimed` accesses, `coalesced` stores, `doorbells`; the bridge's.
+
+        Raises: StateError (closed).
+        """
+        with self._using:
+            found = {**self.vm.exits(), **self.vm.counters()}
         return {
-            **self.vm.exits(),
-            **self.vm.counters(),
+            **found,
             "bad_placements": self.bridge.bad_placements,
             "refusals": self.bridge.refusals,
         }
@@ -326,16 +370,29 @@ class Machine:
     # The end.
 
     def close(self) -> None:
-        """Stop, detach every device, give everything back. May be called twice."""
+        """Stop, wait for the run of another thread, detach every device, give everything back. May be called twice.
+
+        In a forked child only its copies of the kernel's objects and of the memory go: machine and devices are its
+        parent's, and go on.
+
+        Raises: StateError when the run does not end: a device's handler does not return.
+        """
         if self._closed:
+            return
+        if os.getpid() != self._process:  # with neither the threads nor what they had locked
+            self._closed = True
+            self._vm.abandon()
+            self._close_files()
             return
         self._processors.close()
         for plugged in self.bridge.functions:
             self.bridge.unplug(plugged.slot)
             if plugged.attachment.state is not AttachmentState.DETACHED:
                 plugged.attachment.detach()
-        self._closed = True
-        self._vm.close()
+        with self._guard:  # who pauses has done so, or sees it
+            self._closed = True
+        with self._using:
+            self._vm.close()
         self.protection.close()
         self.bridge.close()
         self._close_files()
@@ -345,6 +402,13 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            if os.getpid() == self._process:
+                text = "unclosed machine: call close(), or use it in a with statement"
+                warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
+            self.close()
 
     # Inside.
 
@@ -373,6 +437,7 @@ class Machine:
         self.ram.close()
         for descriptor in (self._console, self._own_console):
             os.close(descriptor)
+        self._console = self._own_console = -1
 
     def _let_time_pass(self) -> None:
         for plugged in self.bridge.functions:
@@ -384,8 +449,23 @@ class Machine:
             if plugged.attachment.state is AttachmentState.RUNNING and plugged.interrupts is not None:
                 plugged.attachment.quiesce()
 
-    def _expect_idle(self, call: str) -> None:
+    def _expect_going(self, call: str) -> None:
+        if self._pauses:
+            raise StateError(f"{call}() needs a machine that is not paused: resume it first")
+
+    def _expect_idle(self, call: str, *, whole: bool = True) -> None:
         if self._closed:
             raise StateError(f"{call}() needs an open machine; this one is closed")
         if self.running:
             raise StateError(f"{call}() needs a machine that is not running")
+        if whole and not self._whole:
+            raise StateError(f"{call}() needs a whole machine, and the last reset failed half-way: reset it again")
+
+
+def _duplicate(console: int) -> int:
+    try:
+        return os.dup(console)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        raise InvalidArgument(f"the console's descriptor {console} is not open") from None

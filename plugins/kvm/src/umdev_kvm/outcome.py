@@ -19,7 +19,7 @@ class OutcomeKind(enum.Enum):
     TIME_LIMIT = "time-limit"
     """The time was over; the guest can run on."""
     STOPPED = "stopped"
-    """`Machine.stop` was called; the guest can run on."""
+    """`Machine.stop` was called, meanwhile or since the last run; the guest can run on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from umdev.addresses import GuestPhys
-from umdev.errors import NotMapped
+from umdev.errors import InvalidArgument, NotMapped
 from umdev.hypervisor import GuestMemory
 
 from . import layout
@@ -58,6 +58,10 @@ class Ram:
     def add(self, size: int) -> RamPart:
         """More memory, above all there is and above 4 GiB. Raises: InvalidArgument."""
         guest = max(layout.HIGH_BASE, *(part.end for part in self.parts))
+        if guest + size > layout.MEMORY64[0]:
+            raise InvalidArgument(
+                f"{size:#x} bytes of memory at {guest:#x} leave no room for BARs: they begin at 256 GiB"
+            )
         part = RamPart(GuestPhys(guest), size, GuestMemory(size, reserve=0), 0)
         self.parts.append(part)
         return part

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_MASK, GuestPhys, HostVirt
-from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound, StateError
+from umdev.errors import Conflict, HypervisorError, InvalidArgument, NotFound
 
 from ._fast import lib
 from .vm import CAP_NR_MEMSLOTS, failure
@@ -24,7 +24,8 @@ READ_ONLY = 2
 LOG_DIRTY = 1
 """KVM_MEM_LOG_DIRTY_PAGES."""
 STOP_SECONDS = 3
-"""How long a batch waits for processors to leave the guest; microseconds are usual."""
+"""How long a batch, or a pause in a device's handler, waits for processors to leave the guest; microseconds are usual.
+"""
 _CALL = "KVM_SET_USER_MEMORY_REGION"
 
 
@@ -134,11 +135,7 @@ class MemorySlots:
         a device lock that the caller holds. Nothing has changed then.
         """
         with self._lock:
-            if lib.umdev_kvm_stop_within(self._vm.pointer, STOP_SECONDS):
-                raise StateError(
-                    f"a processor has not left the guest within {STOP_SECONDS} s: one that stores to a page in TRAP "
-                    "mode waits for its notification. Change slots without the device lock, in a thread of your own"
-                )
+            self._vm.stop_processors(STOP_SECONDS)
             batch = SlotBatch(self)
             try:
                 yield batch
@@ -146,7 +143,7 @@ class MemorySlots:
                 batch.undo()
                 raise
             finally:
-                lib.umdev_kvm_resume(self._vm.pointer)
+                self._vm.resume_processors()
 
     def _set(self, slot: Slot, length: int) -> int:
         return int(lib.umdev_kvm_set_slot(self._vm.pointer, slot.number, slot.guest, length, slot.host, slot.flags))

@@ -29,6 +29,8 @@ _CAUSES = {
     ("KVM_SET_GSI_ROUTING", errno.EINVAL): "more routes than KVM_CAP_IRQ_ROUTING says",
     ("KVM_PRE_FAULT_MEMORY", errno.ENOENT): "a part of it is no memory of the machine",
     ("KVM_PRE_FAULT_MEMORY", errno.EINVAL): "it has to be whole pages",
+    ("sigaction", errno.EBUSY): "the program uses every real-time signal, and a machine needs one with no handler",
+    ("KVM_RUN", errno.EIO): "the machine belongs to another process, which this one was forked from",
     ("KVM_RUN", errno.EFAULT): "the guest touched memory whose mapping is gone from this process",
 }
 _EXIT_NAMES = ("memory_reads", "memory_writes", "port_reads", "port_writes", "interrupted", "other")
@@ -140,6 +142,24 @@ class Vm:
         """Let an eventfd raise an interrupt; with `resample`, a level that the guest's end of interrupt lowers."""
         check(lib.umdev_kvm_set_irqfd(self.pointer, gsi, descriptor, resample, assign), "KVM_IRQFD")
 
+    def stop_processors(self, seconds: int | None = None) -> None:
+        """Hold all processors out of the guest until `resume_processors`; nests. `seconds` None: as long as it takes.
+
+        Raises: StateError when one has not left by then: it waits for a notification of a page write, which waits for
+        what the caller holds. Nothing has changed then.
+        """
+        if seconds is None:
+            lib.umdev_kvm_stop(self.pointer)
+        elif lib.umdev_kvm_stop_within(self.pointer, seconds):
+            raise StateError(
+                f"a processor has not left the guest within {seconds} s: one that stores to a page in TRAP mode waits "
+                "for its notification. Do this without the device lock, in a thread of your own"
+            )
+
+    def resume_processors(self) -> None:
+        """Undo one `stop_processors`."""
+        lib.umdev_kvm_resume(self.pointer)
+
     def registers(self, index: int) -> dict[str, int]:
         """A processor's registers by name; only while it is not in the guest."""
         found = ffi.new("uint64_t[24]")
@@ -166,5 +186,12 @@ class Vm:
         """Give the kernel's objects back. May be called twice."""
         if self._pointer is not None:
             lib.umdev_kvm_free(self._pointer)
+            self._pointer = None
+            self._vcpus = []
+
+    def abandon(self) -> None:
+        """In a forked child, instead of `close`: the child keeps the kernel's objects no longer. No lock is taken."""
+        if self._pointer is not None:
+            lib.umdev_kvm_abandon(self._pointer)
             self._pointer = None
             self._vcpus = []

@@ -5,13 +5,16 @@ import ctypes
 import errno
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
 from umdev.bus import Protection
-from umdev.errors import HypervisorError, NotMapped, NotSupported, PinLimit
+from umdev.errors import HypervisorError, InvalidArgument, NotMapped, NotSupported, PinLimit
 from umdev.hypervisor import PAGE_SIZE, AddressSpace, GuestMemory
+from umdev_kvm import Machine, payload
 from umdev_kvm.pins import LongTermPins, new_ring
+from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
 
@@ -45,6 +48,41 @@ def test_memory_added_later(make_machine, sample):
     assert "hot-added" in translator.mechanism
     machine.reset()
     assert guest in [slot.guest for slot in machine.slots.slots]
+
+
+def test_a_running_processor_uses_memory_that_is_added(make_machine):
+    machine = make_machine(memory=1 << 20)
+    source = (
+        "wait: mov rbx, [0x9000]\n test rbx, rbx\n jz wait\n mov eax, [rbx + 0x1000]\n mov [rbx + 0x1ff000], eax\n"
+        "out 0xf4, eax"
+    )
+    machine.load(assemble(source, "long"), "long")
+    table = payload.PAGE_TABLES  # they map 4 GiB; one large page more, of a directory at 0xA000
+    machine.ram.write(table + 0x1000 + 4 * 8, (0xA003).to_bytes(8, "little"))
+    machine.ram.write(0xA000, ((1 << 32) | 0x83).to_bytes(8, "little"))
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(machine.run(60)))
+    thread.start()
+    while thread.is_alive() and not machine.running:
+        pass
+    guest = machine.add_memory(2 << 20)
+    machine.ram.write(guest + 0x1000, b"\x44\x33\x22\x11")
+    machine.ram.write(0x9000, guest.to_bytes(8, "little"))
+    thread.join()
+    assert outcomes[0].value == 0x11223344
+    assert machine.ram.read(guest + 0x1F_F000, 4) == b"\x44\x33\x22\x11"
+    assert machine.counters["unclaimed"] == 0
+
+
+def test_there_is_an_end_to_memory(make_machine):
+    machine = make_machine(memory=1 << 20)
+    with pytest.raises(InvalidArgument, match="256 GiB"):
+        machine.add_memory(1 << 44)
+    for size in (1 << 44, 1 << 70):
+        with pytest.raises(InvalidArgument, match="at most"):
+            Machine(memory=size)
+    with pytest.raises(TypeError):
+        Machine(memory=65536.5)
 
 
 def pinned_kib():

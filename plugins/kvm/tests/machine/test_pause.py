@@ -4,8 +4,9 @@ import threading
 import time
 
 import pytest
-from umdev.device import Block, Device, MemoryBar, PciId, Register, State
-from umdev.errors import StateError
+from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register, State
+from umdev.errors import NotSupported, StateError
+from umdev_kvm import Posted
 from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
@@ -13,12 +14,18 @@ pytestmark = pytest.mark.kvm
 
 class Registers(Block["Acting"]):
     act = Register(0x00)
+    posted = Register(0x20)
+    plain = Register(0x24)
 
     @act.on_write
     def acts(self, value: int) -> None:
         self.device.entered.set()
         assert self.device.go_on.wait(60)
         self.device.does()
+
+    @posted.on_write
+    def stored(self, value: int) -> None:
+        self.device.stores += 1
 
 
 class Acting(Device):
@@ -29,6 +36,7 @@ class Acting(Device):
     entered: State[threading.Event] = State(threading.Event, save=False)
     go_on: State[threading.Event] = State(threading.Event, save=False)
     does: State[object] = State(lambda: None, save=False)
+    stores: State[int] = State(lambda: 0, save=False)
 
 
 def until(check) -> None:
@@ -128,3 +136,78 @@ def test_a_handler_that_would_wait_for_a_pause_that_waits_for_it_is_refused(mach
         machine.stop()
         until(lambda: not machine.running)
         machine.close()  # before the device
+
+
+def test_a_paused_machine_is_not_reset(plugged, run):
+    assert run("exit 1") == 1
+    plugged.pause()
+    vm = plugged.vm
+    with pytest.raises(StateError, match="not paused"):
+        plugged.reset()
+    assert plugged.vm is vm, "nothing has changed"
+    plugged.resume()
+    plugged.reset()
+    assert plugged.run(60).value == 1
+
+
+@pytest.fixture
+def acting(make_machine):
+    """A machine of two processors with the device; what processor 1 does begins when the byte at 0x9000 is set."""
+    machine = make_machine(memory=4 << 20, vcpus=2)
+    with Acting() as device:
+        device.go_on.set()
+        machine.firmware.enable(machine.plug(device, posted=(Posted(0, 0x20, 4),)))
+        yield machine, device
+        machine.close()
+
+
+def run_both(machine, other):
+    bar = machine.firmware.address(1, 0)
+    machine.load(
+        assemble(
+            f".set bar, {bar:#x}\n test edi, edi\n jnz other\n mov dword ptr [bar], 1\n exit 7\n"
+            f"other: cmp byte ptr [0x9000], 0\n je other\n {other}\npark: jmp park"
+        )
+    )
+    return machine.run(60)
+
+
+def test_a_handler_pauses_while_posted_stores_wait_for_it(acting):
+    """Who empties the ring has its mutex, and waits for the lock that the handler holds."""
+    machine, device = acting
+    before = []
+
+    def pause():
+        machine.ram.write(0x9000, b"\1")
+        until(lambda: machine.counters["coalesced"])
+        machine.pause()
+        before.append(device.stores)
+        machine.resume()
+
+    device.does = pause
+    assert run_both(machine, "mov dword ptr [bar + 0x20], 1\n mov eax, [bar + 0x24]").value == 7
+    assert (before, device.stores) == ([0], 1)
+
+
+def test_a_handler_that_would_wait_for_a_store_that_waits_for_it_is_refused(acting, monkeypatch):
+    machine, device = acting
+    monkeypatch.setattr("umdev_kvm.machine.STOP_SECONDS", 1)
+    device.address_space.bus_master = True
+    try:
+        device.memory.protect(ProtectMode.TRAP, [Iova(0x20_0000)], lambda _: None)
+    except NotSupported as error:
+        pytest.skip(f"{error}")
+    said = []
+
+    def pause():
+        machine.ram.write(0x9000, b"\1")
+        until(lambda: machine.protection.guest.faults)
+        with pytest.raises(StateError, match="waits for its notification") as caught:
+            machine.pause()
+        said.append(caught.value)
+        with pytest.raises(StateError, match="not paused"):
+            machine.resume()
+
+    device.does = pause
+    assert run_both(machine, "mov dword ptr [0x200000], 5").value == 7
+    assert len(said) == 1

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -101,6 +102,8 @@ struct umdev_kvm_vcpu {
     _Atomic uint64_t exits[6];   /* in the order of umdev_kvm_exits */
     uint64_t last_generation;    /* of the table that `last` is from; 0: of none */
     struct umdev_kvm_target last; /* the memory range found last */
+    int signal;    /* that kicks its thread */
+    sigset_t mask; /* of the thread before it took the processor */
 };
 
 /* What every exit looks at stands first: after an exit nothing is in the caches, and each page that is touched costs. */
@@ -171,10 +174,11 @@ void umdev_kvm_serial_access(umdev_kvm *machine, uint32_t offset, uint8_t *bytes
 int umdev_kvm_platform(umdev_kvm *machine, enum umdev_kvm_target_kind kind, uint32_t offset, uint8_t *bytes,
                        uint32_t length, bool write, umdev_kvm_event *event);
 /* gate.c */
-int umdev_kvm_gate_init(void);
+int umdev_kvm_gate_init(void); /* -EBUSY: the process has a use of its own for every real-time signal */
 void umdev_kvm_gate_take(umdev_kvm_vcpu *vcpu); /* the calling thread runs it, until `give` */
 void umdev_kvm_gate_give(umdev_kvm_vcpu *vcpu);
 bool umdev_kvm_gate_wait(umdev_kvm_vcpu *vcpu); /* until the gate is open; false: the run ends */
+void umdev_kvm_gate_pass(umdev_kvm_vcpu *vcpu); /* enter once it is open, the run's end or not, to leave at once */
 void umdev_kvm_gate_tell(umdev_kvm *machine);   /* who waits for processors to leave */
 /* doorbell.c */
 void umdev_kvm_bells_close(umdev_kvm *machine);

@@ -97,6 +97,16 @@ void umdev_kvm_free(umdev_kvm *machine)
     free(machine);
 }
 
+void umdev_kvm_abandon(umdev_kvm *machine)
+{
+    for (uint32_t i = 0; i < machine->vcpu_count; i++) {
+        munmap(machine->vcpus[i]->run, machine->run_size);
+        close(machine->vcpus[i]->fd);
+    }
+    close(machine->vm);
+    close(machine->kvm);
+}
+
 int umdev_kvm_extension(const umdev_kvm *machine, uint32_t capability)
 {
     int answer = ioctl(machine->vm, KVM_CHECK_EXTENSION, (unsigned long)capability);

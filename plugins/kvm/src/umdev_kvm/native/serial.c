@@ -109,11 +109,15 @@ static bool console_ready(umdev_kvm *machine)
 static void transmit(umdev_kvm *machine, uint8_t byte)
 {
     struct umdev_kvm_serial *serial = &machine->serial;
-    if (serial->console < 0 || !serial->room || !console_ready(machine))
+    if (serial->console < 0 || !serial->room)
         return;
-    serial->room--;
-    if (write(serial->console, &byte, 1) != 1)
-        serial->console = -1; /* nobody reads any more: the guest goes on */
+    while (console_ready(machine)) {
+        if (write(serial->console, &byte, 1) == 1)
+            serial->room--;
+        else if (errno == EINTR || errno == EAGAIN) /* another writer was faster */
+            continue;
+        return; /* what it does not take is lost, and the guest goes on: the next byte may find a reader */
+    }
 }
 
 static void write_register(umdev_kvm *machine, uint32_t offset, uint8_t value)

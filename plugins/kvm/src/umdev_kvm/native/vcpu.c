@@ -139,8 +139,8 @@ static int fatal(umdev_kvm_event *event, uint32_t kind, uint32_t detail, uint64_
     return (int)kind;
 }
 
-/* What the exit asks for: 0 to run on, or the event. */
-static __attribute__((hot)) int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
+/* What the exit asks for: 0 to run on, or the event. Part of its callers: one of them is in a hurry. */
+static inline __attribute__((always_inline)) int handle(umdev_kvm_vcpu *vcpu, umdev_kvm_event *event)
 {
     struct kvm_run *run = vcpu->run;
     switch (run->exit_reason) {
@@ -225,6 +225,23 @@ int umdev_kvm_vcpu_run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret)
     int kind = run(vcpu, ret);
     umdev_kvm_gate_give(vcpu);
     return kind;
+}
+
+/* KVM does the rest of an access at the next entry, before it looks whether it should leave at once; there may be more
+ * accesses in the same instruction (Documentation/virt/kvm/api.rst, KVM_RUN's exits for I/O). */
+__attribute__((cold)) int umdev_kvm_vcpu_finish(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret)
+{
+    for (;;) {
+        umdev_kvm_gate_pass(vcpu);
+        int error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+        gate_leave(vcpu);
+        if (error)
+            return error == EINTR || error == EAGAIN ? fatal(ret, UMDEV_KVM_STOPPED, 0, 0)
+                                                     : fatal(ret, UMDEV_KVM_FAILED, (uint32_t)error, 0);
+        int code = handle(vcpu, ret);
+        if (code)
+            return code;
+    }
 }
 
 int umdev_kvm_vcpu_prefault(umdev_kvm_vcpu *vcpu, uint64_t guest, uint64_t length)
