@@ -12,10 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "umdev.h"
-#include "device_decls.h"
-#include "memory_decls.h"
-#include "protect_decls.h"
+#include "protect_internal.h"
 
 #define CHECK(condition)                                                                    \
     do {                                                                                    \

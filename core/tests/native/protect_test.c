@@ -2,6 +2,9 @@
 #define _GNU_SOURCE
 #include "protect_fixture.h"
 
+#include <poll.h>
+#include <sched.h>
+
 struct listener {
     struct guest *guest;
     umdev_protect_client *client;
@@ -332,6 +335,76 @@ static void test_refused(void)
     guest_close(&guest);
 }
 
+/* Memory is being discarded: the thread that does it waits for its message to be read, and the kernel arms nothing
+ * meanwhile. Here nobody but the one who arms can read it. */
+static void *discard(void *argument)
+{
+    CHECK(madvise(argument, PAGE, MADV_REMOVE) == 0);
+    return NULL;
+}
+
+static void test_discarded_meanwhile(int asynchronous)
+{
+    struct guest guest;
+    pthread_t discarder;
+    guest_open(&guest, asynchronous);
+    umdev_protector *protector = guest.protector;
+    int mode = asynchronous ? UMDEV_PROTECT_TRACK : UMDEV_PROTECT_TRAP;
+    struct listener one = {.guest = &guest};
+    one.client = umdev_protect_client_new(protector, mode, NULL, listen, &one);
+    uint64_t pages[] = {page_of(&guest, 4), page_of(&guest, 5)}, found[PAGES], failed;
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == 0);
+    pthread_mutex_lock(&protector->lock);
+    CHECK(pthread_create(&discarder, NULL, discard, (void *)(uintptr_t)pages[0]) == 0);
+    struct pollfd waiting = {.fd = protector->userfault, .events = POLLIN};
+    CHECK(poll(&waiting, 1, -1) == 1);
+    CHECK(umdev_protect_set(protector, pages[1], PAGE, 1) == 0);
+    CHECK(umdev_bit(one.client->bits[0].dirty, 4));
+    pthread_mutex_unlock(&protector->lock);
+    pthread_join(discarder, NULL);
+    if (asynchronous) {
+        CHECK(umdev_protect_client_collect(one.client, found, PAGES) == 1 && found[0] == pages[0]);
+    } else {
+        while (!atomic_load(&one.calls))
+            usleep(100);
+        CHECK(one.address == pages[0]);
+    }
+    umdev_protect_client_free(one.client);
+    guest_close(&guest);
+}
+
+/* One thread arms and disarms, another one discards: each discarded page is told of, whoever has read of it. */
+static void *arm_often(void *argument)
+{
+    struct storm *storm = argument;
+    uint64_t page = page_of(&storm->guest, 5), failed;
+    while (!atomic_load(&storm->stop)) {
+        CHECK(umdev_protect_client_arm(storm->client, &page, 1, &failed) == 0);
+        CHECK(umdev_protect_client_disarm(storm->client, &page, 1) == 0);
+    }
+    return NULL;
+}
+
+static void test_discards_are_told(void)
+{
+    struct storm storm = {0};
+    pthread_t armer;
+    guest_open(&storm.guest, 0);
+    storm.client = umdev_protect_client_new(storm.guest.protector, UMDEV_PROTECT_TRAP, NULL, storm_told, &storm);
+    CHECK(pthread_create(&armer, NULL, arm_often, &storm) == 0);
+    uint64_t page = page_of(&storm.guest, 4), failed;
+    for (unsigned i = 0; i < 300; i++) {
+        CHECK(umdev_protect_client_arm(storm.client, &page, 1, &failed) == 0);
+        CHECK(madvise((void *)(uintptr_t)page, PAGE, MADV_REMOVE) == 0);
+        while (atomic_load(&storm.told) == i)
+            sched_yield();
+    }
+    atomic_store(&storm.stop, 1);
+    pthread_join(armer, NULL);
+    umdev_protect_client_free(storm.client);
+    guest_close(&storm.guest);
+}
+
 static void test_busy(void)
 {
     struct guest guest;
@@ -352,7 +425,10 @@ int main(void)
     if (userfault >= 0) {
         close(userfault);
         test_track(1);
+        test_discarded_meanwhile(1);
     }
+    test_discarded_meanwhile(0);
+    test_discards_are_told();
     test_close_in_use();
     test_free_under_lock();
     test_refused();

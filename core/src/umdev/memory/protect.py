@@ -435,6 +435,7 @@ def check(result: int, page: int) -> None:
     text = {
         errno.ESRCH: "the guest is gone",
         errno.ENOSPC: f"a guest has {lib.UMDEV_PROTECT_RANGES_MAX} mappings at most",
+        errno.EAGAIN: "for seconds the guest gave memory back without a pause, and the kernel arms nothing meanwhile",
         errno.EOPNOTSUPP: "the kernel can't write-protect this kind of memory",
         errno.EINVAL: f"the kernel can't write-protect page {page:#x} (huge pages are protected as a whole only)",
     }.get(code, os.strerror(code))
