@@ -4,6 +4,7 @@
 
 #include <poll.h>
 #include <sched.h>
+#include <sys/wait.h>
 
 struct listener {
     struct guest *guest;
@@ -405,6 +406,50 @@ static void test_discards_are_told(void)
     guest_close(&storm.guest);
 }
 
+/* A child of the process has no part in the protection, and lets go of nothing. One thread is in a notification. */
+static void in_child(struct ending *ending)
+{
+    umdev_protector *protector = ending->guest.protector;
+    uint64_t page = page_of(&ending->guest, 2), failed;
+    alarm(60); /* it would wait for ever */
+    CHECK(fcntl(protector->userfault, F_GETFD) == -1 && protector->stop == -1);
+    CHECK(umdev_protect_client_arm(ending->client, &page, 1, &failed) == -ESRCH);
+    CHECK(umdev_protect_client_disarm(ending->client, &page, 1) == 0);
+    CHECK(umdev_protector_register(protector, page, PAGE) == -ESRCH);
+    umdev_protect_client_close(ending->client);
+    umdev_protector_free(protector);
+    umdev_protect_client_free(ending->client);
+    _exit(0);
+}
+
+static void test_fork(void)
+{
+    struct ending ending = {0};
+    guest_open(&ending.guest, 0);
+    ending.client =
+        umdev_protect_client_new(ending.guest.protector, UMDEV_PROTECT_TRAP, NULL, ending_told, &ending);
+    uint64_t pages[] = {page_of(&ending.guest, 1), page_of(&ending.guest, 2)}, failed;
+    CHECK(umdev_protect_client_arm(ending.client, pages, 2, &failed) == 0);
+    pthread_t writer;
+    CHECK(pthread_create(&writer, NULL, ending_store, &ending) == 0);
+    while (!atomic_load(&ending.entered))
+        usleep(100);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        in_child(&ending);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(umdev_protect_client_pages(ending.client) == 1 && !atomic_load(&ending.left));
+    atomic_store(&ending.leave, 1);
+    pthread_join(writer, NULL);
+    atomic_store(&ending.left, 0);
+    store(&ending.guest, 2, 5);
+    CHECK(atomic_load(&ending.left));
+    umdev_protect_client_free(ending.client);
+    guest_close(&ending.guest);
+}
+
 static void test_busy(void)
 {
     struct guest guest;
@@ -433,6 +478,7 @@ int main(void)
     test_free_under_lock();
     test_refused();
     test_busy();
+    test_fork();
     test_ending(0);
     test_ending(1);
     test_storm();

@@ -81,7 +81,10 @@ class Guest(Protocol):
 
 
 class GuestProtector:
-    """Owns the write-protection of one guest's mappings. Any thread.
+    """Owns the write-protection of one guest's mappings. Any thread of the process.
+
+    In a child that the process forks the guest is gone: nothing can be armed (`ProtectError`), and to close what the
+    parent has open leaves the parent's pages armed.
 
     The guest is this process; another one (a VMM) hands over its userfaultfd by `opener`, which is called with
     `asynchronous=True` for TRACK alone and with False for TRAP, and its pagemap's path.
@@ -433,7 +436,7 @@ def check(result: int, page: int) -> None:
     if code == errno.EFAULT:
         raise NotMapped(f"page {page:#x} is in no guest mapping", page, PAGE_SIZE)
     text = {
-        errno.ESRCH: "the guest is gone",
+        errno.ESRCH: "the guest is gone, or belongs to the process that forked this one",
         errno.ENOSPC: f"a guest has {lib.UMDEV_PROTECT_RANGES_MAX} mappings at most",
         errno.EAGAIN: "for seconds the guest gave memory back without a pause, and the kernel arms nothing meanwhile",
         errno.EOPNOTSUPP: "the kernel can't write-protect this kind of memory",

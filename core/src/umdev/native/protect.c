@@ -46,8 +46,10 @@ umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronou
             error = -umdev_protect_start(protector);
             pthread_mutex_unlock(&protector->lock);
         }
-        if (!error)
+        if (!error) {
+            umdev_protect_list(protector);
             return protector;
+        }
         if (protector->stop >= 0)
             close(protector->stop);
         if (protector->timer >= 0)
@@ -69,6 +71,7 @@ void umdev_protect_unref(umdev_protector *protector)
     pthread_mutex_unlock(&protector->lock);
     if (!last)
         return;
+    umdev_protect_unlist(protector);
     close(protector->stop);
     close(protector->timer);
     pthread_cond_destroy(&protector->quiet);

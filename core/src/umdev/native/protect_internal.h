@@ -62,6 +62,7 @@ struct umdev_protect_thread {
 /* `lock` guards everything below it and orders the requests to the kernel. It is never held while a device lock is
  * waited for or a notification runs. */
 struct umdev_protector {
+    umdev_protector *next; /* of all of the process, see protect_fork.c; guarded there */
     pthread_mutex_t lock;
     pthread_cond_t quiet; /* a notification or a thread has ended */
     int userfault;
@@ -90,7 +91,11 @@ struct umdev_protector {
     struct umdev_protect_range ranges[UMDEV_PROTECT_RANGES_MAX];
 };
 
-/* Everything here: with the lock held. */
+/* No lock. The guest is lost in a child that is forked while the protector is listed. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_list(umdev_protector *protector);
+UMDEV_PROTECT_HIDDEN void umdev_protect_unlist(umdev_protector *protector);
+
+/* Everything from here on: with the lock held. */
 UMDEV_PROTECT_HIDDEN int umdev_protect_find(const umdev_protector *protector, uint64_t address); /* slot, -1: none */
 /* `page` of `slot` was stored to, or removed: those who track it will report it. */
 UMDEV_PROTECT_HIDDEN void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page);
