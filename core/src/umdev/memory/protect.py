@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import weakref
+from array import array
 from typing import TYPE_CHECKING, Any, Protocol
 
 from umdev._native import ffi, lib
@@ -237,12 +238,12 @@ class NativeClient:
     def arm(self, addresses: Sequence[int]) -> tuple[int, int]:
         """See `PageClient`."""
         failed = ffi.new("uint64_t *")
-        code = -lib.umdev_protect_client_arm(self._client, ffi.new("uint64_t[]", addresses), len(addresses), failed)
+        code = -lib.umdev_protect_client_arm(self._client, _as_pages(addresses), len(addresses), failed)
         return code, failed[0]
 
     def disarm(self, addresses: Sequence[int]) -> None:
         """See `PageClient`."""
-        lib.umdev_protect_client_disarm(self._client, ffi.new("uint64_t[]", addresses), len(addresses))
+        lib.umdev_protect_client_disarm(self._client, _as_pages(addresses), len(addresses))
 
     def collect(self) -> list[int]:
         """See `PageClient`."""
@@ -404,6 +405,13 @@ class UserfaultProtector:
         client = self._client
         if addresses and client is not None:
             client.disarm(addresses)
+
+
+def _as_pages(addresses: Sequence[int]) -> Any:
+    """A `uint64_t[]`; an array of such numbers is one as it is."""
+    if isinstance(addresses, array) and addresses.typecode == "Q":
+        return ffi.from_buffer("uint64_t[]", addresses)
+    return ffi.new("uint64_t[]", addresses)
 
 
 @ffi.def_extern(name="umdev_protect_notify")  # type: ignore[untyped-decorator]  # cffi's handles are untyped
