@@ -22,7 +22,7 @@ MEMORY = 40 << 20
 ALL = [Iova(PAGES + number * PAGE) for number in range(4096)]
 
 # Each processor counts its stores, and stores the number to a word of its own in some page; the log beside has the last
-# number of each page. A page is loaded from as well.
+# number of each page. A page is loaded from as well: what is there, its address, nobody changes.
 STORM = f"""
     imul esi, edi, 0x1e3779b1
     inc esi
@@ -38,7 +38,9 @@ again:
     mov [{LOGS:#x} + ecx * 4], ebx
     shl eax, 12
     mov [{PAGES:#x} + eax + edi * 8], ebx
-    mov edx, [{PAGES:#x} + eax + 128]
+    lea ecx, [{PAGES:#x} + eax]
+    cmp [ecx + 128], ecx
+    jne loaded_something_else
     cmp ebx, {{stores}}
     jne again
     mov byte ptr [0x9000 + edi], 1
@@ -51,6 +53,8 @@ wait:
     exit 5
 park:
     jmp park
+loaded_something_else:
+    exit 6
 """
 
 
@@ -117,6 +121,8 @@ def storm(watcher, make_machine):  # in this order: the machine ends first
         pytest.skip(str(error))
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
+    for page in ALL:
+        machine.ram.write(page + 128, page.to_bytes(4, "little"))
 
     def run(pages, stores, limit=300):
         machine.load(assemble(STORM.format(pages=pages, stores=stores)))
@@ -313,7 +319,7 @@ def test_trap_tells_before_the_store_lands(storm, watcher):
 def test_track_misses_nothing(storm, watcher, beside):
     watcher.memory.protect(ProtectMode.TRACK, ALL)
     for page in ALL:
-        watcher.shadow[page] = bytes(PAGE)
+        watcher.shadow[page] = watcher.memory.read(page, PAGE)
     if beside:
         with watcher.locked():
             watcher.trap(ALL[:4])
