@@ -2,7 +2,12 @@
 
 A store comes with its address and value, once, in order for each processor, and does not land: the model applies it to
 memory, or drops it; if its notification fails, the store lands as it is. Loads pass with no exit. A locked
-read-modify-write is not atomic, and a store that KVM can't decode ends the run with a HypervisorError.
+read-modify-write is not atomic.
+
+KVM carries out such a store by its own emulator of instructions (arch/x86/kvm/emulate.c). What that can't do neither
+lands nor is told. An instruction that it does not know (`fst`) ends the run with a HypervisorError. One that it knows,
+but whose store it can't hand over (`fxsave`, `sgdt`), it tries again for ever: no exit says so, and the run ends by its
+time limit only, with the instruction's address as `rip` in `Outcome.where`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register, State
-from umdev.errors import InvalidArgument, NotMapped, NotSupported, ProtectError, StateError
+from umdev.errors import HypervisorError, InvalidArgument, NotMapped, NotSupported, ProtectError, StateError
 from umdev.hypervisor import open_userfault
 from umdev_kvm import OutcomeKind
 from umdev_kvm.emulate import RUNS_MAX
@@ -161,6 +161,37 @@ def test_emulate_gives_every_store_once_in_order_with_its_value(storm, watcher):
         assert [value for _, value in by_processor[processor]] == list(range(1, stores + 1))
     assert storm.machine.protection.emulator.stores == 2 * stores
     check_log(storm.machine, 4096)
+
+
+@pytest.mark.parametrize("instruction", ["fst dword ptr [{page}]", "fxsave [{page}]", "sgdt [{page}]"])
+def test_a_store_that_kvm_can_not_emulate_is_neither_told_nor_lands(storm, watcher, instruction):
+    """The run ends with an error, or by its time limit; both say where."""
+    machine = storm.machine
+    watcher.emulate(ALL[:1])
+    before = machine.ram.read(PAGES, PAGE)
+    store = instruction.format(page=hex(PAGES))
+    machine.load(
+        assemble(
+            "mov eax, cr4\n or eax, 0x200\n mov cr4, eax\n fninit\n call next\n next: pop eax\n add eax, after - next\n"
+            f"mov [0x9004], eax\n mov byte ptr [0x9000], 1\n after: {store}\n exit 1"
+        )
+    )
+
+    def run():
+        try:
+            outcome = machine.run(0.5)
+        except HypervisorError as error:
+            assert "it can't emulate an instruction" in str(error)
+            return str(error)
+        assert outcome.kind is OutcomeKind.TIME_LIMIT, str(outcome)
+        return outcome.where
+
+    while not machine.ram.read(0x9000, 1)[0]:  # the processor may have to wait for its turn
+        run()
+    where = run()
+    assert f"rip={word(machine, 0x9004):#x} " in where
+    assert watcher.stores == []
+    assert machine.ram.read(PAGES, PAGE) == before
 
 
 def test_emulate_drops_what_the_model_does_not_apply_and_leaves_neighbours_alone(storm, watcher):
