@@ -52,6 +52,7 @@ class Emulator:
         if not machine.vm.extension(CAP_READONLY_MEM):
             raise NotSupported("this kernel's KVM has no read-only memory slots (KVM_CAP_READONLY_MEM)")
         self._machine = machine
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._counts: dict[int, int] = {}  # by page address
         self._parts: list[tuple[RamPart, tuple[int, int]]] = []  # with its file
@@ -65,6 +66,11 @@ class Emulator:
     def connect(self, vm: Vm) -> None:
         """The machine has new kernel objects."""
         lib.umdev_kvm_emulator_connect(self.pointer, vm.pointer)
+
+    @property
+    def own(self) -> bool:
+        """Whether this process made the machine. One that it forks has none of its threads, and KVM refuses it."""
+        return self._pid == os.getpid()
 
     @property
     def pages(self) -> int:
@@ -128,7 +134,8 @@ class Emulator:
 
     def close(self) -> None:
         """No processor runs and no device watches any more."""
-        lib.umdev_kvm_emulator_free(self.pointer)
+        if self.own:
+            lib.umdev_kvm_emulator_free(self.pointer)
 
     def _apply(self, changed: Collection[int], wanted: Collection[int]) -> None:
         """One batch: the slots that change, merged where nothing separates them any more."""
@@ -166,6 +173,7 @@ class EmulateProtector:
 
     `notify` is called in the thread of the processor that stores, with the device lock held; the processor goes on when
     it returns. The store has not landed: write it to memory, or leave it. It lands when `notify` raises.
+    In a process that this one forks nothing can be protected, and what is given up there stays emulated here.
     """
 
     mode = ProtectMode.EMULATE
@@ -200,6 +208,7 @@ class EmulateProtector:
         """
         if notify is None:
             raise InvalidArgument("EMULATE needs a function to notify")
+        self._opened()
         self._emulator.learn_memory()
         found = {self._locate(page): page for page in pages}
         with self._changes:
@@ -240,7 +249,8 @@ class EmulateProtector:
             self._cancel()
             self._drop(list(self._pages))
             self._watcher = None
-        lib.umdev_kvm_watcher_free(watcher)
+        if self._emulator.own:
+            lib.umdev_kvm_watcher_free(watcher)
         _open.discard(self)
 
     def stored(self, address: int, value: int, width: int) -> bool:
@@ -255,6 +265,8 @@ class EmulateProtector:
     def _opened(self) -> None:
         if self._watcher is None:
             raise StateError("the protector is closed")
+        if not self._emulator.own:
+            raise StateError("the machine belongs to the process that forked this one: make another one here")
 
     def _locate(self, page: Iova) -> GuestPhys:
         if page & PAGE_MASK:
@@ -273,7 +285,7 @@ class EmulateProtector:
             raise MemoryError
 
     def _drop(self, guests: Sequence[int]) -> None:
-        if guests:
+        if guests and self._emulator.own:
             # In the opposite order: a store that is under way as an exit still finds somebody, or lands by itself.
             self._emulator.drop(guests)
             for guest in guests:
