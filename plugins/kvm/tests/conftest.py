@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -196,12 +197,13 @@ def setup(runtime):
     ready.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """Compile a C program of native/ for this machine."""
+    """Compile a C program of native/ for this machine, once."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is needed: apt-get install gcc libc6-dev")
 
+    @cache
     def build(name, *flags):
         target = tmp_path_factory.mktemp("build") / name
         source = HERE / "native" / f"{name}.c"
