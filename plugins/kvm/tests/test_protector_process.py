@@ -275,8 +275,9 @@ def test_a_connection_that_no_thread_can_serve_ends_and_the_next_one_is_served(r
         third.connect(str(path))
         wire.send(third, wire.Operation.STAY)
         assert wire.receive(third, []) == (0, b"")
-        for link in (first, third):
-            link.close()
+        for link in (first, third):  # one after the other: the last one ends it
+            link.shutdown(socket.SHUT_WR)
+            assert link.recv(1) == b""
         served.join(60)
         assert not served.is_alive()
     assert "can't be served: can't start new thread" in caplog.text
