@@ -209,6 +209,7 @@ def test_a_protector_that_is_slow_to_accept_keeps_its_place(setup, runtime, monk
     before = path.stat().st_ino, protectors()
     pid = protectors()[-1]
     os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)  # all of its threads
     try:
         with contextlib.ExitStack() as links:
             with contextlib.suppress(BlockingIOError):
