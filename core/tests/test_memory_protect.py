@@ -421,6 +421,43 @@ def test_a_closed_protector_of_a_guest_may_still_be_spoken_to():
 
 
 @needs_userfault
+def test_a_forked_child_ends_and_leaves_its_parents_pages_armed():
+    script = textwrap.dedent(
+        """
+        import os, signal, sys, warnings
+        from umdev.addresses import Iova
+        from umdev.errors import ProtectError
+        from umdev.memory import AddressSpace, GuestMemory, UserfaultProtector
+        from umdev.services import ProtectMode
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what this is about
+        guest, memory = GuestMemory(16 * 4096), AddressSpace()
+        memory.map(0, guest.size, descriptor=guest.descriptor)
+        protector = UserfaultProtector(guest.protector(), memory, ProtectMode.TRAP)
+        seen = []
+        protector.protect([Iova(4096), Iova(8192)], lambda write: seen.append(write.address))
+        for close in (False, True):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                try:
+                    protector.protect([Iova(0)], seen.append)
+                except ProtectError as error:
+                    print(error, flush=True)
+                if close:
+                    protector.close()
+                    guest.close()
+                sys.exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            guest.store(4096 * (1 + close), b"x")
+        print(seen)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
+    gone = "the guest's pages can't be protected: the guest is gone, or belongs to the process that forked this one"
+    assert done.stdout.splitlines() == [gone, "7"] * 2 + ["[4096, 8192]"], done
+
+
+@needs_userfault
 def test_nothing_is_left_of_a_hundred_protectors():
     def cycle():
         with GuestMemory(PAGES * PAGE_SIZE) as guest:

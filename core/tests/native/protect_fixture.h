@@ -12,10 +12,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "umdev.h"
-#include "device_decls.h"
-#include "memory_decls.h"
-#include "protect_decls.h"
+#include "protect_internal.h"
+
 #include "check.h"
 
 enum { PAGE = 4096, PAGES = 32 };

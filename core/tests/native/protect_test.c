@@ -2,6 +2,10 @@
 #define _GNU_SOURCE
 #include "protect_fixture.h"
 
+#include <poll.h>
+#include <sched.h>
+#include <sys/wait.h>
+
 struct listener {
     struct guest *guest;
     umdev_protect_client *client;
@@ -332,6 +336,120 @@ static void test_refused(void)
     guest_close(&guest);
 }
 
+/* Memory is being discarded: the thread that does it waits for its message to be read, and the kernel arms nothing
+ * meanwhile. Here nobody but the one who arms can read it. */
+static void *discard(void *argument)
+{
+    CHECK(madvise(argument, PAGE, MADV_REMOVE) == 0);
+    return NULL;
+}
+
+static void test_discarded_meanwhile(int asynchronous)
+{
+    struct guest guest;
+    pthread_t discarder;
+    guest_open(&guest, asynchronous);
+    umdev_protector *protector = guest.protector;
+    int mode = asynchronous ? UMDEV_PROTECT_TRACK : UMDEV_PROTECT_TRAP;
+    struct listener one = {.guest = &guest};
+    one.client = umdev_protect_client_new(protector, mode, NULL, listen, &one);
+    uint64_t pages[] = {page_of(&guest, 4), page_of(&guest, 5)}, found[PAGES], failed;
+    CHECK(umdev_protect_client_arm(one.client, pages, 1, &failed) == 0);
+    pthread_mutex_lock(&protector->lock);
+    CHECK(pthread_create(&discarder, NULL, discard, (void *)(uintptr_t)pages[0]) == 0);
+    struct pollfd waiting = {.fd = protector->userfault, .events = POLLIN};
+    CHECK(poll(&waiting, 1, -1) == 1);
+    CHECK(umdev_protect_set(protector, pages[1], PAGE, 1) == 0);
+    CHECK(umdev_bit(one.client->bits[0].dirty, 4));
+    pthread_mutex_unlock(&protector->lock);
+    pthread_join(discarder, NULL);
+    if (asynchronous) {
+        CHECK(umdev_protect_client_collect(one.client, found, PAGES) == 1 && found[0] == pages[0]);
+    } else {
+        while (!atomic_load(&one.calls))
+            usleep(100);
+        CHECK(one.address == pages[0]);
+    }
+    umdev_protect_client_free(one.client);
+    guest_close(&guest);
+}
+
+/* One thread arms and disarms, another one discards: each discarded page is told of, whoever has read of it. */
+static void *arm_often(void *argument)
+{
+    struct storm *storm = argument;
+    uint64_t page = page_of(&storm->guest, 5), failed;
+    while (!atomic_load(&storm->stop)) {
+        CHECK(umdev_protect_client_arm(storm->client, &page, 1, &failed) == 0);
+        CHECK(umdev_protect_client_disarm(storm->client, &page, 1) == 0);
+    }
+    return NULL;
+}
+
+static void test_discards_are_told(void)
+{
+    struct storm storm = {0};
+    pthread_t armer;
+    guest_open(&storm.guest, 0);
+    storm.client = umdev_protect_client_new(storm.guest.protector, UMDEV_PROTECT_TRAP, NULL, storm_told, &storm);
+    CHECK(pthread_create(&armer, NULL, arm_often, &storm) == 0);
+    uint64_t page = page_of(&storm.guest, 4), failed;
+    for (unsigned i = 0; i < 300; i++) {
+        CHECK(umdev_protect_client_arm(storm.client, &page, 1, &failed) == 0);
+        CHECK(madvise((void *)(uintptr_t)page, PAGE, MADV_REMOVE) == 0);
+        while (atomic_load(&storm.told) == i)
+            sched_yield();
+    }
+    atomic_store(&storm.stop, 1);
+    pthread_join(armer, NULL);
+    umdev_protect_client_free(storm.client);
+    guest_close(&storm.guest);
+}
+
+/* A child of the process has no part in the protection, and lets go of nothing. One thread is in a notification. */
+static void in_child(struct ending *ending)
+{
+    umdev_protector *protector = ending->guest.protector;
+    uint64_t page = page_of(&ending->guest, 2), failed;
+    alarm(60); /* it would wait for ever */
+    CHECK(fcntl(protector->userfault, F_GETFD) == -1 && protector->stop == -1);
+    CHECK(umdev_protect_client_arm(ending->client, &page, 1, &failed) == -ESRCH);
+    CHECK(umdev_protect_client_disarm(ending->client, &page, 1) == 0);
+    CHECK(umdev_protector_register(protector, page, PAGE) == -ESRCH);
+    umdev_protect_client_close(ending->client);
+    umdev_protector_free(protector);
+    umdev_protect_client_free(ending->client);
+    _exit(0);
+}
+
+static void test_fork(void)
+{
+    struct ending ending = {0};
+    guest_open(&ending.guest, 0);
+    ending.client =
+        umdev_protect_client_new(ending.guest.protector, UMDEV_PROTECT_TRAP, NULL, ending_told, &ending);
+    uint64_t pages[] = {page_of(&ending.guest, 1), page_of(&ending.guest, 2)}, failed;
+    CHECK(umdev_protect_client_arm(ending.client, pages, 2, &failed) == 0);
+    pthread_t writer;
+    CHECK(pthread_create(&writer, NULL, ending_store, &ending) == 0);
+    while (!atomic_load(&ending.entered))
+        usleep(100);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        in_child(&ending);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(umdev_protect_client_pages(ending.client) == 1 && !atomic_load(&ending.left));
+    atomic_store(&ending.leave, 1);
+    pthread_join(writer, NULL);
+    atomic_store(&ending.left, 0);
+    store(&ending.guest, 2, 5);
+    CHECK(atomic_load(&ending.left));
+    umdev_protect_client_free(ending.client);
+    guest_close(&ending.guest);
+}
+
 static void test_busy(void)
 {
     struct guest guest;
@@ -352,11 +470,15 @@ int main(void)
     if (userfault >= 0) {
         close(userfault);
         test_track(1);
+        test_discarded_meanwhile(1);
     }
+    test_discarded_meanwhile(0);
+    test_discards_are_told();
     test_close_in_use();
     test_free_under_lock();
     test_refused();
     test_busy();
+    test_fork();
     test_ending(0);
     test_ending(1);
     test_storm();

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -140,6 +142,26 @@ class Watcher:
         return self._process.close()
 
 
+def running_protectors():
+    """The protectors that this process has started and that run, by process id; the latest is the last."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            parent, started = [int((folder / "stat").read_text().rpartition(") ")[2].split()[at]) for at in (1, 19)]
+        except OSError:
+            continue  # it has ended
+        if parent == os.getpid() and b"umdev_kvm.vm_protector" in command:
+            found.append((started, int(folder.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+@pytest.fixture
+def protectors():
+    """`protectors()`: those that this process has started and that run, by process id; the latest is the last."""
+    return running_protectors
+
+
 @pytest.fixture
 def runtime(monkeypatch):
     """A runtime directory; at the end nothing may be left in it."""
@@ -155,6 +177,8 @@ def runtime(monkeypatch):
         while path.exists() and list(path.iterdir()):  # the last one to leave turns off the light
             assert time.monotonic() < deadline, list(path.iterdir())
             time.sleep(0.01)
+        for thread in [thread for thread in threading.enumerate() if thread.name == "umdev protector"]:
+            thread.join(60)  # the next test may count threads
 
 
 @pytest.fixture
@@ -173,12 +197,13 @@ def setup(runtime):
     ready.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """Compile a C program of native/ for this machine."""
+    """Compile a C program of native/ for this machine, once."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is needed: apt-get install gcc libc6-dev")
 
+    @cache
     def build(name, *flags):
         target = tmp_path_factory.mktemp("build") / name
         source = HERE / "native" / f"{name}.c"
@@ -217,6 +242,17 @@ def vmm(setup, compiled):
     yield start
     for process in started:
         process.close()
+
+
+@pytest.fixture
+def trap(vmm):
+    """A VMM and a TRAP protector of it."""
+    from umdev.hypervisor import ProtectMode
+
+    machine = vmm()
+    protector = machine.protector(ProtectMode.TRAP)
+    yield machine, protector
+    protector.close()
 
 
 @pytest.fixture

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from umdev.errors import InvalidArgument, ProtectError, ProtectorBusy, StateError
+from umdev.errors import ProtectError, ProtectorBusy, StateError
 from umdev.hypervisor import Iova, ProtectMode
-from umdev_kvm import qemu
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.vm_protector_areas import Area, parse
 
@@ -25,15 +20,6 @@ PAGE = 4096
 SIZE = 1 << 20  # as in conftest.py
 BASE = 0x4000_0000
 PAGES = [Iova(BASE + number * PAGE) for number in range(SIZE // PAGE)]
-
-
-@pytest.fixture
-def trap(vmm):
-    """A VMM and a TRAP protector of it."""
-    machine = vmm()
-    protector = machine.protector(ProtectMode.TRAP)
-    yield machine, protector
-    protector.close()
 
 
 def test_a_store_is_told_before_it_lands_once_for_each_arming(trap):
@@ -213,13 +199,6 @@ def test_a_device_that_takes_its_time_holds_up_nobody_else(patient, vmm):
     quick.close()
 
 
-@pytest.mark.parametrize("seconds", ["soon", "-1", "inf"])
-def test_a_patience_that_is_none_is_a_named_error(runtime, monkeypatch, seconds):
-    monkeypatch.setenv(wire.PATIENCE_VARIABLE, seconds)
-    with pytest.raises(InvalidArgument, match=f"PATIENCE={seconds}: seconds"):
-        qemu.prepare_client("vfio-user")
-
-
 def test_a_notification_that_fails_lets_the_store_land(trap, caplog):
     vmm, protector = trap
 
@@ -271,37 +250,6 @@ def test_a_vmm_that_ends_is_an_error_and_nothing_hangs(trap):
         protector.protect(PAGES[3:4], lambda _: None)
 
 
-def test_a_protector_that_is_killed_wakes_the_vmm_and_can_be_started_anew(setup, vmm, caplog):
-    machine = vmm()
-    protector = machine.protector(ProtectMode.TRAP)
-    entered = threading.Event()
-    release = threading.Event()
-
-    def wait(_):
-        entered.set()
-        release.wait(5)
-
-    protector.protect(PAGES, wait)
-    machine.say("store 0 1")
-    entered.wait(5)
-    (pid,) = qemu._started[-1:]
-    os.kill(pid, signal.SIGKILL)
-    assert machine.line() == "0"
-    release.set()
-    machine.store(1, 1)
-    assert machine.word(0) == 1
-    with pytest.raises(ProtectError, match="it is gone"):
-        protector.protect(PAGES, wait)
-    protector.close()
-    os.waitpid(pid, 0)
-    qemu._started.remove(pid)
-    again = qemu.prepare_client("vfio-user")
-    with pytest.raises(ProtectError, match="has lent its memory to no protector"):
-        machine.protector(ProtectMode.TRAP)
-    again.close()
-    assert "no longer watched" in caplog.text
-
-
 def test_a_device_process_that_is_killed_while_a_store_waits_for_it(vmm, child, tmp_path):
     machine = vmm()
     other = machine.protector(ProtectMode.TRAP)
@@ -337,113 +285,12 @@ def test_a_device_process_that_is_killed_while_a_store_waits_for_it(vmm, child, 
     other.close()
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"\xff" * 64,
-        wire.HEADER.pack(0, 99),
-        wire.HEADER.pack(0, wire.Operation.ARM),
-        wire.HEADER.pack(0, wire.Operation.LEND),
-        wire.HEADER.pack(wire.LEND.size, wire.Operation.LEND) + wire.LEND.pack(wire.VERSION, 0, 1),
-        wire.HEADER.pack(wire.CLIENT.size, wire.Operation.CLIENT) + wire.CLIENT.pack(1, 1),
-        wire.HEADER.pack(3, wire.Operation.STAY) + b"abc" + wire.HEADER.pack(8, wire.Operation.COLLECT) + bytes(8),
-        wire.HEADER.pack(100, wire.Operation.CLIENT),
-    ],
-)
-def test_nonsense_ends_its_own_connection_only(setup, trap, message):
-    vmm, protector = trap
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.connect(str(wire.socket_path()))
-        link.settimeout(5)
-        link.sendall(message)
-        link.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):  # with something unread behind it
-            while link.recv(1 << 16):
-                pass
-    seen = []
-    protector.protect(PAGES[:1], seen.append)
-    vmm.store(0, 1)
-    assert len(seen) == 1
-
-
-def test_a_vmm_that_lends_something_else_hurts_nobody_else(setup, trap):
-    vmm, protector = trap
-    ours = os.getpid()
-    with contextlib.ExitStack() as links:
-        liar, device = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
-        pipe = os.pipe()
-        liar.connect(str(wire.socket_path()))
-        liar.settimeout(10)
-        wire.send(liar, wire.Operation.LEND, wire.LEND.pack(wire.VERSION, 0, 1), pipe)
-        for end in pipe:
-            os.close(end)
-        assert wire.receive(liar, []) == (0, b"")
-        device.connect(str(wire.socket_path()))
-        device.settimeout(10)
-        _, theirs = (links.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        wire.send(device, wire.Operation.CLIENT, wire.CLIENT.pack(ours, 1), [theirs.fileno()])
-        status, text = wire.receive(device, [])
-        if status == 0:  # it is found out when memory is looked for
-            file = os.fstat(vmm.ram)
-            wire.send(device, wire.Operation.AREAS, wire.FILE.pack(file.st_dev, file.st_ino))
-            status, text = wire.receive(device, [])
-        assert status < 0
-        assert b"userfaultfd" in text
-    seen = []
-    protector.protect(PAGES[:1], seen.append)
-    vmm.store(0, 1)
-    assert len(seen) == 1
-
-
-def test_another_user_is_turned_away(setup, tmp_path):
-    if os.getuid():
-        pytest.skip("only root can be somebody else")
-    path = wire.socket_path()
-    program = (
-        "import os, socket, sys\nos.setuid(65534)\nlink = socket.socket(socket.AF_UNIX)\nlink.connect(sys.argv[1])\n"
-        "link.settimeout(10)\ntry:\n    print(link.recv(8))\nexcept ConnectionResetError:\n    print(b'')\n"
-    )
-    modes = [(entry, entry.stat().st_mode & 0o7777) for entry in (path, path.parent, path.parent.parent)]
-    try:
-        for entry, mode in modes:
-            entry.chmod(mode | (0o666 if entry == path else 0o011))
-        done = subprocess.run(
-            [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=30, check=True
-        )
-    finally:
-        for entry, mode in modes:
-            entry.chmod(mode)
-    assert done.stdout == "b''\n"
-
-
 def test_a_name_that_looks_like_a_mapping_is_none():
     text = (
         "7f0000000000-7f0000100000 rw-s 00000000 00:01 77   /memfd:ram (deleted)\n"
         "7f0000700000-7f0000800000 rw-s 00000000 00:01 99   /tmp/7f0000900000-7f0000a00000 rw-s 00000000 00:01 77\n"
     )
     assert parse(text, (os.makedev(0, 1), 77)) == [Area(0, 0x7F0000000000, 0x100000)]
-
-
-def test_more_connections_than_descriptors_hurt_nobody_else(setup, trap):
-    vmm, protector = trap
-    seen = []
-    protector.protect(PAGES[:1], seen.append)
-    pid = qemu._started[-1]
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
-    with contextlib.ExitStack() as links:
-        first, link = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
-        first.connect(str(wire.socket_path()))  # the accept that waits already has a descriptor
-        link.connect(str(wire.socket_path()))
-        link.settimeout(0.3)
-        wire.send(link, wire.Operation.STAY)
-        with pytest.raises(TimeoutError):
-            link.recv(1)
-        vmm.store(0, 1)
-        assert len(seen) == 1
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        link.settimeout(10)
-        assert wire.receive(link, []) == (0, b""), "it is served when there are descriptors again"
 
 
 def test_areas_are_found_by_file_and_joined():
@@ -460,19 +307,6 @@ def test_areas_are_found_by_file_and_joined():
         Area(0, 0x7F0000000000, 0x200000),
         Area(0x200000, 0x7F0000300000, 0x100000),
     ]
-
-
-def test_the_protector_ends_with_the_last_that_needs_it(runtime):
-    before = len(qemu._started)
-    first = qemu.prepare_client("vfio-user")
-    second = qemu.prepare_client("vfio-user")
-    assert qemu.prepare_client("loopback") is None
-    assert len(qemu._started) == before + 1
-    first.close()
-    assert wire.socket_path().exists()
-    second.close()
-    second.close()
-    assert not wire.socket_path().exists()
 
 
 def test_a_device_that_lets_go_does_not_release_a_page_that_another_is_being_told_of(vmm):

@@ -5,7 +5,10 @@ Under TCG here; test_qemu_kvm_in_guest.py runs a part of it once more where QEMU
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -191,6 +194,31 @@ def test_without_the_preload_library_the_model_gets_track_by_comparison_and_is_t
     assert name == "ServiceUnavailable"
     assert "has lent its memory to no protector" in text
     assert "LD_PRELOAD=" in text
+
+
+def test_a_qemu_that_daemonizes_is_told_not_to(setup, watcher, tmp_path):
+    from umdev_testkit import qemu
+
+    device = watcher("a")
+    program = qemu.find()
+    vfio_user = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(device.socket)}}
+    arguments = [
+        "-no-user-config", "-nodefaults", "-display", "none", "-accel", ACCEL, "-machine", "q35,memory-backend=m",
+        "-m", "64M", "-object", "memory-backend-memfd,id=m,size=64M,share=on", "-device", json.dumps(vfio_user),
+        "-S", "-daemonize", "-pidfile", str(tmp_path / "pid"),
+    ]  # fmt: skip
+    subprocess.run(
+        [*program.command, *arguments], env={**os.environ, **program.environment, **setup.environment}, check=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        name, text = device.refused("trap", [0x10_0000])
+        assert name == "ServiceUnavailable"
+        assert f"to a new process (such as {pid}), out of reach. Start QEMU without -daemonize" in text
+        assert device.services()["client"] == pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_device_that_keeps_its_lock_delays_the_guest_and_no_more(stores, watcher):

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import weakref
+from array import array
 from typing import TYPE_CHECKING, Any, Protocol
 
 from umdev._native import ffi, lib
@@ -81,7 +82,10 @@ class Guest(Protocol):
 
 
 class GuestProtector:
-    """Owns the write-protection of one guest's mappings. Any thread.
+    """Owns the write-protection of one guest's mappings. Any thread of the process.
+
+    In a child that the process forks the guest is gone: nothing can be armed (`ProtectError`), and to close what the
+    parent has open leaves the parent's pages armed.
 
     The guest is this process; another one (a VMM) hands over its userfaultfd by `opener`, which is called with
     `asynchronous=True` for TRACK alone and with False for TRAP, and its pagemap's path.
@@ -234,12 +238,12 @@ class NativeClient:
     def arm(self, addresses: Sequence[int]) -> tuple[int, int]:
         """See `PageClient`."""
         failed = ffi.new("uint64_t *")
-        code = -lib.umdev_protect_client_arm(self._client, ffi.new("uint64_t[]", addresses), len(addresses), failed)
+        code = -lib.umdev_protect_client_arm(self._client, _as_pages(addresses), len(addresses), failed)
         return code, failed[0]
 
     def disarm(self, addresses: Sequence[int]) -> None:
         """See `PageClient`."""
-        lib.umdev_protect_client_disarm(self._client, ffi.new("uint64_t[]", addresses), len(addresses))
+        lib.umdev_protect_client_disarm(self._client, _as_pages(addresses), len(addresses))
 
     def collect(self) -> list[int]:
         """See `PageClient`."""
@@ -403,6 +407,13 @@ class UserfaultProtector:
             client.disarm(addresses)
 
 
+def _as_pages(addresses: Sequence[int]) -> Any:
+    """A `uint64_t[]`; an array of such numbers is one as it is."""
+    if isinstance(addresses, array) and addresses.typecode == "Q":
+        return ffi.from_buffer("uint64_t[]", addresses)
+    return ffi.new("uint64_t[]", addresses)
+
+
 @ffi.def_extern(name="umdev_protect_notify")  # type: ignore[untyped-decorator]  # cffi's handles are untyped
 def _notify(context: Any, address: int) -> None:
     try:
@@ -433,8 +444,9 @@ def check(result: int, page: int) -> None:
     if code == errno.EFAULT:
         raise NotMapped(f"page {page:#x} is in no guest mapping", page, PAGE_SIZE)
     text = {
-        errno.ESRCH: "the guest is gone",
+        errno.ESRCH: "the guest is gone, or belongs to the process that forked this one",
         errno.ENOSPC: f"a guest has {lib.UMDEV_PROTECT_RANGES_MAX} mappings at most",
+        errno.EAGAIN: "for seconds the guest gave memory back without a pause, and the kernel arms nothing meanwhile",
         errno.EOPNOTSUPP: "the kernel can't write-protect this kind of memory",
         errno.EINVAL: f"the kernel can't write-protect page {page:#x} (huge pages are protected as a whole only)",
     }.get(code, os.strerror(code))

@@ -46,8 +46,10 @@ umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronou
             error = -umdev_protect_start(protector);
             pthread_mutex_unlock(&protector->lock);
         }
-        if (!error)
+        if (!error) {
+            umdev_protect_list(protector);
             return protector;
+        }
         if (protector->stop >= 0)
             close(protector->stop);
         if (protector->timer >= 0)
@@ -69,6 +71,7 @@ void umdev_protect_unref(umdev_protector *protector)
     pthread_mutex_unlock(&protector->lock);
     if (!last)
         return;
+    umdev_protect_unlist(protector);
     close(protector->stop);
     close(protector->timer);
     pthread_cond_destroy(&protector->quiet);
@@ -254,7 +257,7 @@ static void client_shut(umdev_protect_client *client)
     /* A notification holds the device lock: whoever holds that lock has none to wait for. */
     while (client->due.telling && !inside)
         pthread_cond_wait(&protector->quiet, &protector->lock);
-    struct umdev_protect_run run = {.userfault = protector->userfault};
+    struct umdev_protect_run run = {.protector = protector};
     for (int slot = 0; slot < UMDEV_PROTECT_RANGES_MAX; slot++) {
         const struct umdev_protect_range *range = &protector->ranges[slot];
         for (uint64_t page = 0; client->bits[slot].watched && page < range->pages; page++)
@@ -358,7 +361,7 @@ int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
     int result = client_check(client, pages, count, failed);
-    struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
+    struct umdev_protect_run run = {.protector = protector, .on = 1};
     for (uint32_t i = 0; i < count && !result;) {
         struct stretch stretch = stretch_find(protector, pages + i, count - i);
         const uint64_t *watched = client->bits[stretch.slot].watched;
@@ -388,7 +391,7 @@ int umdev_protect_client_disarm(umdev_protect_client *client, const uint64_t *pa
 {
     umdev_protector *protector = client->protector;
     pthread_mutex_lock(&protector->lock);
-    struct umdev_protect_run run = {.userfault = protector->userfault};
+    struct umdev_protect_run run = {.protector = protector};
     for (uint32_t i = 0; i < count; i++) {
         int slot = umdev_protect_find(protector, pages[i]);
         if (slot < 0)

@@ -25,7 +25,8 @@ enum umdev_protect_limit {
 typedef struct umdev_protector umdev_protector;           /* one per guest: owns its userfaultfd */
 typedef struct umdev_protect_client umdev_protect_client; /* one per device (or part of it) that asks */
 
-/* Takes both descriptors, also when it fails: an enabled userfaultfd and, for an asynchronous one, the pagemap of the
+/* It serves the process that makes it, and no child that this one forks: there the guest is gone, whatever is asked.
+ * Takes both descriptors, also when it fails: an enabled userfaultfd and, for an asynchronous one, the pagemap of the
  * process that owns it (else -1). Threads serve it from now on. NULL with errno. */
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous);
 /* Every blocked writer goes on. From a notification: when that has returned. Clients are only good for closing and freeing then. */

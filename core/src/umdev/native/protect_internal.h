@@ -62,6 +62,7 @@ struct umdev_protect_thread {
 /* `lock` guards everything below it and orders the requests to the kernel. It is never held while a device lock is
  * waited for or a notification runs. */
 struct umdev_protector {
+    umdev_protector *next; /* of all of the process, see protect_fork.c; guarded there */
     pthread_mutex_t lock;
     pthread_cond_t quiet; /* a notification or a thread has ended */
     int userfault;
@@ -70,7 +71,8 @@ struct umdev_protector {
     bool lost;       /* the guest's address space is gone: the threads end */
     bool pausing;    /* they end for others, not for good */
     bool free_later; /* by the last of them */
-    int stop;        /* eventfd: they shall look at the three above */
+    int stop;        /* eventfd: they shall look at the three above, */
+    bool called;     /* or the one that serves at its clients, since another thread has read what the kernel said */
     int timer;       /* for the thread that stands by */
     bool timed;      /* it runs */
     bool served;     /* a thread reads `userfault` */
@@ -89,7 +91,11 @@ struct umdev_protector {
     struct umdev_protect_range ranges[UMDEV_PROTECT_RANGES_MAX];
 };
 
-/* Everything here: with the lock held. */
+/* No lock. The guest is lost in a child that is forked while the protector is listed. */
+UMDEV_PROTECT_HIDDEN void umdev_protect_list(umdev_protector *protector);
+UMDEV_PROTECT_HIDDEN void umdev_protect_unlist(umdev_protector *protector);
+
+/* Everything from here on: with the lock held. */
 UMDEV_PROTECT_HIDDEN int umdev_protect_find(const umdev_protector *protector, uint64_t address); /* slot, -1: none */
 /* `page` of `slot` was stored to, or removed: those who track it will report it. */
 UMDEV_PROTECT_HIDDEN void umdev_protect_mark(umdev_protector *protector, int slot, uint64_t page);
@@ -101,6 +107,9 @@ UMDEV_PROTECT_HIDDEN bool umdev_protect_held(const umdev_protector *protector, i
 UMDEV_PROTECT_HIDDEN void umdev_protect_settle(umdev_protector *protector, uint64_t address);
 /* What the kernel has to say, noted for whom it concerns; 0 or a negative errno. */
 UMDEV_PROTECT_HIDDEN int umdev_protect_take(umdev_protector *protector);
+/* Write-protects pages, or releases them and wakes who stores there; 0 or a negative errno. While memory is being
+ * discarded the kernel refuses to, so what it says of that is taken first; -EAGAIN: that has no end. */
+UMDEV_PROTECT_HIDDEN int umdev_protect_set(umdev_protector *protector, uint64_t address, uint64_t length, int on);
 /* A client that has something to be told, and isn't being told: the one whose turn was longest ago. NULL: none. */
 UMDEV_PROTECT_HIDDEN umdev_protect_client *umdev_protect_next(umdev_protector *protector);
 /* Tells a client of the next page that is due. Drops the lock meanwhile; the caller has a reference to the client. */
@@ -175,7 +184,7 @@ static inline uint64_t umdev_bit_set_run(uint64_t *bits, uint64_t index, uint64_
 
 /* Pages next to each other become one request. */
 struct umdev_protect_run {
-    int userfault;
+    umdev_protector *protector;
     int on;
     uint64_t start;
     uint64_t end;
@@ -185,7 +194,7 @@ static inline int umdev_protect_run_flush(struct umdev_protect_run *run)
 {
     int result = run->start == run->end
                      ? 0
-                     : umdev_userfault_protect(run->userfault, run->start, run->end - run->start, run->on);
+                     : umdev_protect_set(run->protector, run->start, run->end - run->start, run->on);
     run->start = run->end = 0;
     return result;
 }

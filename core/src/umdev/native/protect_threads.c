@@ -72,6 +72,13 @@ static bool tell_as_server(umdev_protector *protector, umdev_protect_client *cli
     return serving;
 }
 
+static void hear_call(umdev_protector *protector)
+{
+    eventfd_t written;
+    eventfd_read(protector->stop, &written);
+    protector->called = false;
+}
+
 /* Until the threads end, or this one has been left behind. */
 static void serve(umdev_protector *protector)
 {
@@ -89,6 +96,8 @@ static void serve(umdev_protector *protector)
         pthread_mutex_lock(&protector->lock);
         if (ending(protector))
             break;
+        if (protector->called)
+            hear_call(protector);
         if (error || umdev_protect_take(protector) || ready[0].revents & (POLLERR | POLLHUP)) {
             protector->lost = true; /* the guest's process has ended */
             eventfd_write(protector->stop, 1);
@@ -177,10 +186,9 @@ int umdev_protect_start(umdev_protector *protector)
 
 void umdev_protect_stop(umdev_protector *protector)
 {
-    eventfd_t written;
     eventfd_write(protector->stop, 1);
     while (protector->threads)
         pthread_cond_wait(&protector->quiet, &protector->lock);
     join_ended(protector);
-    eventfd_read(protector->stop, &written);
+    hear_call(protector);
 }

@@ -114,7 +114,7 @@ int64_t umdev_protect_client_collect(umdev_protect_client *client, uint64_t *pag
             dirty[page / 64] = left;
         }
     }
-    struct umdev_protect_run run = {.userfault = protector->userfault, .on = 1};
+    struct umdev_protect_run run = {.protector = protector, .on = 1};
     for (uint64_t i = 0; i < count && !asynchronous && !result; i++) /* a scan has armed them again already */
         result = umdev_protect_run_add(&run, pages[i], 1);
     if (!result)

@@ -4,8 +4,14 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+
+enum {
+    SET_TRIES = 64 /* in a row: somebody who discards without a pause leaves gaps of microseconds */
+};
+static const int64_t SET_NS = 5000000000; /* a thread may wait long for a processor, but not that long */
 
 static _Thread_local const umdev_protect_client *inside; /* whose notification runs in this thread */
 static _Thread_local uint64_t inside_page;
@@ -35,7 +41,7 @@ void umdev_protect_settle(umdev_protector *protector, uint64_t address)
     /* Armed again meanwhile: the store has to fault once more. */
     if (slot >= 0 && umdev_protect_wanted(protector, slot, page))
         umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
-    else if (umdev_userfault_protect(protector->userfault, address, UMDEV_PAGE, 0))
+    else if (umdev_protect_set(protector, address, UMDEV_PAGE, 0))
         umdev_userfault_wake(protector->userfault, address, UMDEV_PAGE);
 }
 
@@ -129,20 +135,63 @@ static void take_remove(umdev_protector *protector, uint64_t start, uint64_t end
     }
 }
 
-/* Who removes pages goes on when the message has been read, so they are noted before anybody can collect. */
-int umdev_protect_take(umdev_protector *protector)
+/* Who removes pages goes on when the message has been read, so they are noted before anybody can collect. `settling`: a
+ * page is being settled already, or armed; a store that was stopped faults again, and is taken then. */
+static int take(umdev_protector *protector, bool settling)
 {
     struct uffd_msg messages[UMDEV_PROTECT_MESSAGES_MAX];
     ssize_t bytes = read(protector->userfault, messages, sizeof(messages));
     if (bytes < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
     for (size_t i = 0; i < (size_t)bytes / sizeof(*messages); i++) {
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            take_fault(protector, messages[i].arg.pagefault.address & ~(uint64_t)(UMDEV_PAGE - 1));
-        else if (messages[i].event == UFFD_EVENT_REMOVE)
+        uint64_t page = messages[i].arg.pagefault.address & ~(uint64_t)(UMDEV_PAGE - 1);
+        if (messages[i].event == UFFD_EVENT_REMOVE)
             take_remove(protector, messages[i].arg.remove.start, messages[i].arg.remove.end);
+        else if (messages[i].event == UFFD_EVENT_PAGEFAULT && settling)
+            umdev_userfault_wake(protector->userfault, page, UMDEV_PAGE);
+        else if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+            take_fault(protector, page);
     }
     return 0;
+}
+
+int umdev_protect_take(umdev_protector *protector)
+{
+    return take(protector, false);
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* The kernel refuses from the moment when a thread begins to give pages back until its message has been read and the thread
+ * has run again. The one that serves can't read it: we hold the lock. */
+static int set_patiently(umdev_protector *protector, uint64_t address, uint64_t length, int on)
+{
+    int64_t end = now_ns() + SET_NS;
+    int result = -EAGAIN;
+    for (unsigned tries = 1; result == -EAGAIN && (tries % SET_TRIES || now_ns() < end); tries++) {
+        int taken = take(protector, true);
+        if (taken)
+            return taken;
+        if (tries % SET_TRIES == 0)
+            usleep(10); /* it needs a processor */
+        result = umdev_userfault_protect(protector->userfault, address, length, on);
+    }
+    if (umdev_protect_next(protector) && protector->served && !protector->telling && !protector->called) {
+        protector->called = true; /* it may sleep, and would not be told again of what we have read */
+        eventfd_write(protector->stop, 1);
+    }
+    return result;
+}
+
+int umdev_protect_set(umdev_protector *protector, uint64_t address, uint64_t length, int on)
+{
+    int result = umdev_userfault_protect(protector->userfault, address, length, on);
+    return result == -EAGAIN ? set_patiently(protector, address, length, on) : result;
 }
 
 umdev_protect_client *umdev_protect_next(umdev_protector *protector)

@@ -54,13 +54,7 @@ int umdev_userfault_protect(int userfault, uint64_t address, uint64_t length, in
 {
     struct uffdio_writeprotect request = {.range = {.start = address, .len = length},
                                           .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
-    /* EAGAIN: the address space is changing under the kernel's feet (a remove event is pending, or a fork). */
-    for (int tries = 0; ioctl(userfault, UFFDIO_WRITEPROTECT, &request); tries++)
-        if (errno != EAGAIN || tries == 1000)
-            return -errno;
-        else
-            usleep(10);
-    return 0;
+    return ioctl(userfault, UFFDIO_WRITEPROTECT, &request) ? -errno : 0;
 }
 
 int umdev_userfault_wake(int userfault, uint64_t address, uint64_t length)

@@ -53,7 +53,8 @@ struct pm_scan_arg {
 
 __attribute__((visibility("hidden"))) int umdev_userfault_register(int userfault, uint64_t address, uint64_t length);
 __attribute__((visibility("hidden"))) int umdev_userfault_unregister(int userfault, uint64_t address, uint64_t length);
-/* Write-protects, or releases and wakes. */
+/* Write-protects, or releases and wakes. -EAGAIN: as long as a thread that gives pages back waits for its message to be
+ * read, and then has not run yet (userfaultfd(2): events); see umdev_protect_set. */
 __attribute__((visibility("hidden"))) int umdev_userfault_protect(int userfault, uint64_t address, uint64_t length,
                                                                   int on);
 /* Wakes without releasing: the store faults again. */

@@ -2,7 +2,12 @@
 
 A store comes with its address and value, once, in order for each processor, and does not land: the model applies it to
 memory, or drops it; if its notification fails, the store lands as it is. Loads pass with no exit. A locked
-read-modify-write is not atomic, and a store that KVM can't decode ends the run with a HypervisorError.
+read-modify-write is not atomic.
+
+KVM carries out such a store by its own emulator of instructions (arch/x86/kvm/emulate.c). What that can't do neither
+lands nor is told. An instruction that it does not know (`fst`) ends the run with a HypervisorError. One that it knows,
+but whose store it can't hand over (`fxsave`, `sgdt`), it tries again for ever: no exit says so, and the run ends by its
+time limit only, with the instruction's address as `rip` in `Outcome.where`.
 """
 
 from __future__ import annotations
@@ -47,6 +52,7 @@ class Emulator:
         if not machine.vm.extension(CAP_READONLY_MEM):
             raise NotSupported("this kernel's KVM has no read-only memory slots (KVM_CAP_READONLY_MEM)")
         self._machine = machine
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._counts: dict[int, int] = {}  # by page address
         self._parts: list[tuple[RamPart, tuple[int, int]]] = []  # with its file
@@ -60,6 +66,11 @@ class Emulator:
     def connect(self, vm: Vm) -> None:
         """The machine has new kernel objects."""
         lib.umdev_kvm_emulator_connect(self.pointer, vm.pointer)
+
+    @property
+    def own(self) -> bool:
+        """Whether this process made the machine. One that it forks has none of its threads, and KVM refuses it."""
+        return self._pid == os.getpid()
 
     @property
     def pages(self) -> int:
@@ -123,7 +134,8 @@ class Emulator:
 
     def close(self) -> None:
         """No processor runs and no device watches any more."""
-        lib.umdev_kvm_emulator_free(self.pointer)
+        if self.own:
+            lib.umdev_kvm_emulator_free(self.pointer)
 
     def _apply(self, changed: Collection[int], wanted: Collection[int]) -> None:
         """One batch: the slots that change, merged where nothing separates them any more."""
@@ -161,6 +173,7 @@ class EmulateProtector:
 
     `notify` is called in the thread of the processor that stores, with the device lock held; the processor goes on when
     it returns. The store has not landed: write it to memory, or leave it. It lands when `notify` raises.
+    In a process that this one forks nothing can be protected, and what is given up there stays emulated here.
     """
 
     mode = ProtectMode.EMULATE
@@ -195,6 +208,7 @@ class EmulateProtector:
         """
         if notify is None:
             raise InvalidArgument("EMULATE needs a function to notify")
+        self._opened()
         self._emulator.learn_memory()
         found = {self._locate(page): page for page in pages}
         with self._changes:
@@ -235,7 +249,8 @@ class EmulateProtector:
             self._cancel()
             self._drop(list(self._pages))
             self._watcher = None
-        lib.umdev_kvm_watcher_free(watcher)
+        if self._emulator.own:
+            lib.umdev_kvm_watcher_free(watcher)
         _open.discard(self)
 
     def stored(self, address: int, value: int, width: int) -> bool:
@@ -250,6 +265,8 @@ class EmulateProtector:
     def _opened(self) -> None:
         if self._watcher is None:
             raise StateError("the protector is closed")
+        if not self._emulator.own:
+            raise StateError("the machine belongs to the process that forked this one: make another one here")
 
     def _locate(self, page: Iova) -> GuestPhys:
         if page & PAGE_MASK:
@@ -268,7 +285,7 @@ class EmulateProtector:
             raise MemoryError
 
     def _drop(self, guests: Sequence[int]) -> None:
-        if guests:
+        if guests and self._emulator.own:
             # In the opposite order: a store that is under way as an exit still finds somebody, or lands by itself.
             self._emulator.drop(guests)
             for guest in guests:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from umdev import runtime
@@ -32,7 +34,6 @@ BUS = "vfio-user"
 """The bus whose clients are VMMs of other processes."""
 LOG_VARIABLE = "UMDEV_PROTECTOR_LOG"
 """Names a file for what the protector logs; for tests and for people in trouble."""
-_started: list[int] = []  # protectors that this process has to reap
 
 
 class ClientSetup:
@@ -51,8 +52,6 @@ class ClientSetup:
     def close(self) -> None:
         """Let the protector end when nobody else needs it. May be called twice."""
         self._connection.leave()
-        for pid in [pid for pid in _started if os.waitpid(pid, os.WNOHANG)[0]]:
-            _started.remove(pid)
 
 
 def prepare_client(bus: str) -> ClientSetup | None:
@@ -70,7 +69,7 @@ def prepare_client(bus: str) -> ClientSetup | None:
     with runtime.locked(path.parent):
         try:
             connection = Connection(path, START_SECONDS)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):  # anything else says nothing about who listens there
             path.unlink(missing_ok=True)  # left by one that was killed
             _start(path)
             connection = Connection(path, START_SECONDS)
@@ -124,11 +123,13 @@ def doctor() -> Iterator[Row]:
     yield Row("protect", "QEMU preload", ok=True, text=f"TRAP and TRACK on a stock QEMU by LD_PRELOAD={library}")
     try:
         Connection(wire.socket_path()).leave()
-    except OSError:
-        text = "none runs; umdev serve and umdev start start one"
+    except (FileNotFoundError, ConnectionRefusedError):
+        yield Row("protect", "QEMU protector", ok=True, text="none runs; umdev serve and umdev start start one")
+    except OSError as error:
+        text = f"{wire.socket_path()} takes no connection: {error.strerror}"
+        yield Row("protect", "QEMU protector", None, text, "try again when this machine has less to do")
     else:
-        text = f"listens at {wire.socket_path()}"
-    yield Row("protect", "QEMU protector", ok=True, text=text)
+        yield Row("protect", "QEMU protector", ok=True, text=f"listens at {wire.socket_path()}")
 
 
 def _remedy() -> str:
@@ -161,6 +162,12 @@ def _start(path: Path) -> None:
                 ],
                 setsid=True,
             )
-            _started.append(pid)
         finally:
             os.close(log)
+    threading.Thread(target=_reap, args=(pid,), name="umdev protector", daemon=True).start()
+
+
+def _reap(pid: int) -> None:
+    """A protector may end long after this process has let go of it, and should not stay as a zombie."""
+    with contextlib.suppress(ChildProcessError):  # the program ignores SIGCHLD: then the kernel does it
+        os.waitpid(pid, 0)

@@ -76,7 +76,12 @@ class VmProtector:
                 continue
             with self._guard:
                 self._peers.add(link)
-            threading.Thread(target=self._converse, args=(link, pid), daemon=True).start()
+            try:
+                threading.Thread(target=self._converse, args=(link, pid), daemon=True).start()
+            except RuntimeError as error:  # no more threads are to be had; those who are served go on
+                _log.warning("process %d can't be served: %s", pid, error)
+                self._leave(link)
+                time.sleep(_RETRY_SECONDS)
 
     def _converse(self, link: socket.socket, pid: int) -> None:
         peer = _Peer(self, link, pid)

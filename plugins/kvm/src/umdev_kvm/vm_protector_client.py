@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from umdev.errors import Disconnected, NotSupported, ProtectError, ProtectorBusy, UmdevError
@@ -27,34 +28,57 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("umdev.kvm")
 _REPLY_SECONDS = 2 * wire.PATIENCE
+_RETRY_SECONDS = 0.01
 START_SECONDS = 120.0
 """How long a protector may take to start: an interpreter and its imports, on a machine that has much else to do."""
 _NUMBERS = {ProtectMode.TRAP: 1, ProtectMode.TRACK: 2}
 
 
 class Connection:
-    """Requests and replies, one at a time. Any thread."""
+    """Requests and replies, one at a time. Any thread of the process that has made it; a child that this one forks can
+    only close it, which the protector does not notice.
+    """
 
     def __init__(self, path: Path, seconds: float = _REPLY_SECONDS) -> None:
-        """A reply may take `seconds`. Raises: OSError (nobody listens there)."""
+        """The protector may take `seconds` to accept it, and as long for each reply.
+
+        Raises: FileNotFoundError or ConnectionRefusedError (nobody listens there), other OSError.
+        """
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self.lost: str | None = None
         """Why nothing can be asked any more."""
         try:
             self._link.settimeout(seconds)
-            self._link.connect(os.fspath(path))
+            self._connect(os.fspath(path), time.monotonic() + seconds)
         except BaseException:
             self._link.close()
             raise
 
+    @property
+    def own(self) -> bool:
+        """Whether this process has made it, not one that has forked this one."""
+        return self._pid == os.getpid()
+
+    def _connect(self, path: str, deadline: float) -> None:
+        while True:
+            try:
+                return self._link.connect(path)
+            except BlockingIOError:  # as many wait to be accepted as may: unix(7) lets only a blocking socket wait
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+
     def ask(self, operation: Operation, body: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
         """One request; the reply's body. Raises: ProtectError, ProtectorBusy, NotSupported."""
+        if not self.own:
+            raise _failure(errno.ECHILD, "the VM's protector knows the process that forked this one, and not this one")
         with self._lock:
             if self.lost is None:
                 try:
                     wire.send(self._link, operation, body, descriptors)
-                    reply = wire.receive(self._link, [], wire.REPLY_MAX)
+                    reply = wire.receive(self._link, [])
                 except (BrokenPipeError, ConnectionResetError, Disconnected):
                     reply = None
                 except OSError as error:
@@ -78,10 +102,11 @@ class Connection:
 
     def leave(self) -> None:
         """End it, and wait until the protector has noticed. May be called twice."""
-        with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_WR)
-            while self._link.recv(64):
-                pass
+        if self.own:  # else the process that forked this one still needs it
+            with contextlib.suppress(OSError):
+                self._link.shutdown(socket.SHUT_WR)
+                while self._link.recv(64):
+                    pass
         self.close()
 
 
@@ -105,8 +130,11 @@ class RemoteGuest:
         """
         try:
             connection = Connection(self._path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise _failure(error.errno or errno.ENOENT, f"no protector listens at {self._path}") from error
         except OSError as error:
-            raise _failure(error.errno or errno.EIO, f"no protector listens at {self._path}") from error
+            text = f"the protector at {self._path} takes no connection: {error.strerror}"
+            raise _failure(error.errno or errno.EIO, text) from error
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -165,15 +193,11 @@ class RemoteClient:
         """See `PageClient`. Raises: ProtectError."""
         if self._serving in addresses and threading.current_thread() is self._thread:
             return errno.EBUSY, self._serving  # the store could never land
-        done = 0
-        while done < len(addresses):
-            part = addresses[done : done + wire.PAGES_MAX]
-            code, failed = wire.numbers(self._connection.ask(Operation.ARM, wire.body(part)))
-            if code:
-                self.disarm(addresses[:done])
-                return code, failed
-            done += len(part)
-        return 0, 0
+        if len(addresses) > wire.PAGES_MAX:
+            raise _failure(errno.E2BIG, f"{len(addresses)} pages to arm: the VM's protector takes {wire.PAGES_MAX}")
+        # All in one request: only the protector knows which of them are new, if one of them fails.
+        code, failed = wire.numbers(self._connection.ask(Operation.ARM, wire.body(addresses)))
+        return code, failed
 
     def disarm(self, addresses: Sequence[int]) -> None:
         """See `PageClient`. Where the protector has gone, nothing is armed any more."""
@@ -183,7 +207,7 @@ class RemoteClient:
 
     def collect(self) -> list[int]:
         """See `PageClient`. Raises: ProtectError."""
-        return wire.numbers(self._connection.ask(Operation.COLLECT))
+        return wire.numbers(self._connection.ask(Operation.COLLECT)).tolist()
 
     def close(self) -> None:
         """See `PageClient`."""
@@ -193,9 +217,12 @@ class RemoteClient:
             self._guest.on_close()
         with contextlib.suppress(ProtectError):
             self._connection.ask(Operation.CLOSE)
+        if self._connection.own:
+            with contextlib.suppress(OSError):
+                self._events.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closes it
+        else:
+            self._events.close()
         self._connection.close()
-        with contextlib.suppress(OSError):
-            self._events.shutdown(socket.SHUT_RDWR)
 
     def _locked(self) -> AbstractContextManager[object]:
         if self._device is None:

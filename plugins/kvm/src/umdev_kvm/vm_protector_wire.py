@@ -33,12 +33,10 @@ FILE = struct.Struct("=QQ")
 AREA = struct.Struct("=QQQ")
 """Offset in the file, address in the VMM, length."""
 CREDENTIALS = struct.Struct("3i")
-PAGES_MAX = 1 << 16
-"""Pages that one request arms."""
+PAGES_MAX = 1 << 25
+"""Pages that one request arms, or one reply reports: 128 GiB. A device arms all or none of them."""
 LENGTH_MAX = 8 * PAGES_MAX
-"""Bytes of a request."""
-REPLY_MAX = 256 << 20
-"""Bytes of a reply: the pages of 128 GiB."""
+"""Bytes of a request, or of a reply."""
 VERSION = 1
 PATIENCE = 5.0
 """Seconds that a device may take over one notification; then its connection ends and the store lands."""
@@ -82,8 +80,8 @@ def patience() -> float:
     return seconds
 
 
-def receive(link: socket.socket, descriptors: list[int], limit: int = LENGTH_MAX) -> tuple[int, bytes] | None:
-    """One message of at most `limit` bytes and the descriptors with it; None when the peer has gone between messages.
+def receive(link: socket.socket, descriptors: list[int]) -> tuple[int, bytes] | None:
+    """One message and the descriptors that come with it; None when the peer has gone between messages.
 
     Raises: Disconnected (in the middle), ProtocolError, OSError.
     """
@@ -92,7 +90,7 @@ def receive(link: socket.socket, descriptors: list[int], limit: int = LENGTH_MAX
     if not head:
         return None
     length, number = HEADER.unpack(head + _exactly(link, HEADER.size - len(head)))
-    if length > limit:
+    if length > LENGTH_MAX:
         raise ProtocolError(f"a message of {length} bytes")
     return number, _exactly(link, length)
 
@@ -105,13 +103,13 @@ def send(link: socket.socket, number: int, body: bytes = b"", descriptors: Itera
         link.sendall(memoryview(message)[sent:], socket.MSG_NOSIGNAL)
 
 
-def numbers(body: bytes) -> list[int]:
+def numbers(body: bytes) -> array.array[int]:
     """The numbers of a body. Raises: ProtocolError."""
     if len(body) % 8:
         raise ProtocolError(f"{len(body)} bytes are no numbers of 8 bytes")
     found = array.array("Q")
     found.frombytes(body)
-    return found.tolist()
+    return found
 
 
 def body(values: Iterable[int]) -> bytes:

@@ -1,13 +1,15 @@
 """Write-protection of a machine's own memory, in all three modes, with two processors that store."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 
 import pytest
 from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register, State
-from umdev.errors import InvalidArgument, NotMapped, NotSupported, ProtectError, StateError
+from umdev.errors import HypervisorError, InvalidArgument, NotMapped, NotSupported, ProtectError, StateError
 from umdev.hypervisor import open_userfault
 from umdev_kvm import OutcomeKind
 from umdev_kvm.emulate import RUNS_MAX
@@ -22,7 +24,7 @@ MEMORY = 40 << 20
 ALL = [Iova(PAGES + number * PAGE) for number in range(4096)]
 
 # Each processor counts its stores, and stores the number to a word of its own in some page; the log beside has the last
-# number of each page. A page is loaded from as well.
+# number of each page. A page is loaded from as well: what is there, its address, nobody changes.
 STORM = f"""
     imul esi, edi, 0x1e3779b1
     inc esi
@@ -38,7 +40,9 @@ again:
     mov [{LOGS:#x} + ecx * 4], ebx
     shl eax, 12
     mov [{PAGES:#x} + eax + edi * 8], ebx
-    mov edx, [{PAGES:#x} + eax + 128]
+    lea ecx, [{PAGES:#x} + eax]
+    cmp [ecx + 128], ecx
+    jne loaded_something_else
     cmp ebx, {{stores}}
     jne again
     mov byte ptr [0x9000 + edi], 1
@@ -51,6 +55,8 @@ wait:
     exit 5
 park:
     jmp park
+loaded_something_else:
+    exit 6
 """
 
 
@@ -117,6 +123,8 @@ def storm(watcher, make_machine):  # in this order: the machine ends first
         pytest.skip(str(error))
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
+    for page in ALL:
+        machine.ram.write(page + 128, page.to_bytes(4, "little"))
 
     def run(pages, stores, limit=300):
         machine.load(assemble(STORM.format(pages=pages, stores=stores)))
@@ -155,6 +163,74 @@ def test_emulate_gives_every_store_once_in_order_with_its_value(storm, watcher):
         assert [value for _, value in by_processor[processor]] == list(range(1, stores + 1))
     assert storm.machine.protection.emulator.stores == 2 * stores
     check_log(storm.machine, 4096)
+
+
+@pytest.mark.parametrize("instruction", ["fst dword ptr [{page}]", "fxsave [{page}]", "sgdt [{page}]"])
+def test_a_store_that_kvm_can_not_emulate_is_neither_told_nor_lands(watcher, make_machine, instruction):
+    """The run ends with an error, or by its time limit; both say where."""
+    machine = make_machine(memory=MEMORY)
+    machine.firmware.enable(machine.plug(watcher))
+    watcher.emulate(ALL[:1])
+    before = machine.ram.read(PAGES, PAGE)
+    store = instruction.format(page=hex(PAGES))
+    machine.load(
+        assemble(
+            "mov eax, cr4\n or eax, 0x200\n mov cr4, eax\n fninit\n call next\n next: pop eax\n add eax, after - next\n"
+            f"mov [0x9004], eax\n mov byte ptr [0x9000], 1\n after: {store}\n exit 1"
+        )
+    )
+    where = None
+    while where is None:
+        reached = machine.ram.read(0x9000, 1)[0]  # or the processor still has to wait for its turn
+        try:
+            outcome = machine.run(0.5)
+        except HypervisorError as error:
+            where = str(error)
+        else:
+            assert outcome.kind is OutcomeKind.TIME_LIMIT, str(outcome)
+            where = outcome.where if reached else None
+    assert f"rip={word(machine, 0x9004):#x} " in where
+    assert watcher.stores == []
+    assert machine.ram.read(PAGES, PAGE) == before
+
+
+def test_what_a_forked_child_gives_up_stays_emulated():
+    script = """
+import os, signal, sys, warnings
+from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register
+from umdev.errors import StateError
+from umdev_kvm import Machine
+from umdev_testkit.payloads import assemble
+
+class Registers(Block["Forks"]):
+    ident = Register(0)
+
+class Forks(Device):
+    pci = PciId(vendor=0x1AF4, device=0x10FE, class_code=0xFF0000)
+    bar0 = MemoryBar(0, Registers, size=4096)
+
+warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what this is about
+pages, told = [Iova(0x20_0000), Iova(0x20_2000)], []
+with Forks() as device, Machine(memory=4 << 20) as machine:
+    machine.firmware.enable(machine.plug(device))
+    device.memory.protect(ProtectMode.EMULATE, pages, lambda write: told.append(write.value))
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        device.memory.unprotect(ProtectMode.EMULATE, pages[:1])
+        try:
+            device.memory.protect(ProtectMode.EMULATE, pages, print)
+        except StateError as error:
+            print(error, flush=True)
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    machine.load(assemble("mov dword ptr [0x200000], 8\\n mov dword ptr [0x202000], 9\\n exit 1"))
+    machine.run(60)
+    print(told)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
+    refused = "the machine belongs to the process that forked this one: make another one here"
+    assert done.stdout.splitlines() == [refused, "7", "[8, 9]"], done
 
 
 def test_emulate_drops_what_the_model_does_not_apply_and_leaves_neighbours_alone(storm, watcher):
@@ -313,7 +389,7 @@ def test_trap_tells_before_the_store_lands(storm, watcher):
 def test_track_misses_nothing(storm, watcher, beside):
     watcher.memory.protect(ProtectMode.TRACK, ALL)
     for page in ALL:
-        watcher.shadow[page] = bytes(PAGE)
+        watcher.shadow[page] = watcher.memory.read(page, PAGE)
     if beside:
         with watcher.locked():
             watcher.trap(ALL[:4])
