@@ -1,4 +1,7 @@
-"""All tests of a machine once more, inside a guest whose KVM is complete, whatever this machine has."""
+"""All tests of a machine once more, inside a guest whose KVM is complete, whatever this machine has.
+
+And those of the protector with a VMM in little, since a userfaultfd is to be had there, whoever runs the tests.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,12 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.kvm
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize(
-    "what", [["plugins/kvm/tests/machine"], ["examples", "plugins/nvidia/tests/test_submission.py"]], ids=" ".join
+    "what",
+    [
+        ["plugins/kvm/tests/machine", "plugins/kvm/tests/test_protect_vmm.py"],
+        ["examples", "plugins/nvidia/tests/test_submission.py"],
+    ],
+    ids=" ".join,
 )
 def test_in_a_guest(kvm_guest, passes_in, what):
     static_program(ROOT / "tests/guests/programs/edu_sysfs.c", flags=["-Wconversion", "-Werror"])  # into the cache
