@@ -48,7 +48,7 @@ TOY = """
             return {"text": text, "bytes": b"x" * size, "pid": os.getpid(), "attributes": dict(self.context.attributes)}
 
         @query
-        def configure(self):
+        def peek(self):
             \"\"\"Accesses to its configuration space: the command register, BAR 0, and a place without register.\"\"\"
             def read():
                 for offset in (4, 0x10, 0x14):

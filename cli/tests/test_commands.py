@@ -341,7 +341,9 @@ class TestErrors:
 
     def test_files_and_folders_that_can_not_be_used(self, toys: Umdev) -> None:
         said = toys.fails(2, "serve", "toy", "--bus", "tap", "--wire-log", "/nope/x")
-        assert said == "InvalidArgument: --wire-log /nope/x: No such file or directory"
+        assert said == "InvalidArgument: --wire-log /nope/x: /nope does not exist"
+        toys.fails(3, "serve", "robot", "--wire-log", str(toys.folder / "log"))
+        assert not (toys.folder / "log").exists()
         assert toys.fails(3, "serve", "edu", "--socket-path", "/nope/a.sock").startswith("SocketPathError: /nope: ")
         taken = toys.folder / "taken"
         taken.touch()

@@ -39,8 +39,8 @@ def work(uuid: str = UUID, count: int = 1) -> None:
     query(uuid, "steps", count=count)
 
 
-def configure(uuid: str = UUID) -> None:
-    query(uuid, "configure")
+def peek(uuid: str = UUID) -> None:
+    query(uuid, "peek")
 
 
 def followed(umdev: Umdev, *words: str, uuid: str = UUID, work: Callable[[str], None] = work) -> subprocess.Popen[str]:
@@ -98,8 +98,8 @@ def test_json_of_what_a_pattern_names(toy: Umdev) -> None:
 
 
 def test_configuration_space_can_be_filtered(toy: Umdev) -> None:
-    process = followed(toy, UUID, "--json", "--filter", "config.*", "--count", "4", work=configure)
-    configure()
+    process = followed(toy, UUID, "--json", "--filter", "config.*", "--count", "4", work=peek)
+    peek()
     output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, errors) == (0, "")
     assert {json.loads(text)["name"] for text in output.splitlines()} == {"config.command", "config.bar0"}

@@ -1,6 +1,8 @@
 """Which QEMU is taken, and what is said about one that will not do. The programs stand in for QEMU's answers."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from umdev_testkit import qemu
@@ -47,6 +49,19 @@ def test_a_named_one_that_is_none(name, monkeypatch):
     monkeypatch.setenv("UMDEV_QEMU", name)
     with pytest.raises(QemuNotFound, match=r"QEMU 10\.1"):
         qemu.find()
+
+
+def test_by_hand(program):
+    def start(path):
+        command = [sys.executable, "-m", "umdev_testkit.qemu", "--version"]
+        return subprocess.run(
+            command, env=os.environ | {"UMDEV_QEMU": str(path)}, capture_output=True, text=True, check=False
+        )
+
+    assert start(program("10.1.0")).stdout == "QEMU emulator version 10.1.0 (Debian)\n"
+    refused = start("/nonexistent/qemu")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("umdev: $UMDEV_QEMU names '/nonexistent/qemu'")
 
 
 def test_the_systems_one_if_it_will_do(program, monkeypatch):

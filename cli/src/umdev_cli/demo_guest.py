@@ -18,7 +18,7 @@ from umdev_testkit.guest import Guest, GuestConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TIMEOUT = 180.0
+TIMEOUT = 400.0
 NONCE_BYTES = 16
 _LOOK_MS = 50
 """How often the host's side looks whether it still has somebody to talk to."""
@@ -30,7 +30,7 @@ SCRIPT = """
 exec 3<>/dev/ttyS1
 stty raw -echo crtscts <&3
 echo {nonce} >&3
-read -t 60 answer <&3
+read -t 120 answer <&3
 echo "answer $answer"
 grep -i ttyS1 /proc/interrupts
 """

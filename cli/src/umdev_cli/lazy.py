@@ -105,11 +105,11 @@ class Variants(click.Command):
     def __init__(self, name: str, plain: click.Command | None, variants: list[str]) -> None:
         self._plain, self._variants = plain, variants
         flags = " or ".join(f"--{variant}" for variant in variants)
-        self._more = f"With {flags} it is another command: umdev {name} {flags} --help."
+        more = f"With {flags} it is another command: umdev {name} {flags} --help."
         if plain is None:
-            super().__init__(name, help=f"Needs {flags}. {self._more}")
+            super().__init__(name, help=f"Needs {flags}. {more}")
         else:
-            plain.epilog = plain.epilog or self._more
+            plain.epilog = plain.epilog or more
             super().__init__(name, params=plain.params, help=plain.help, epilog=plain.epilog)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,14 +40,13 @@ def _uuid(_context: click.Context, _parameter: click.Parameter, value: str | Non
     return None if value is None else parse_uuid(value)
 
 
-def _appendable(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
-    """Raises: InvalidArgument for a file that can't be written."""
+def _writable(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """Raises: InvalidArgument for a file that can't be written. It is not made yet: much else may be wrong."""
     if path is not None:
-        try:
-            with open(path, "ab"):  # noqa: PTH123 - as the bus does it
-                pass
-        except OSError as error:
-            raise InvalidArgument(f"{parameter.opts[0]} {path}: {error.strerror}") from error
+        place = Path(path) if os.access(path, os.F_OK) else Path(path).absolute().parent
+        if not os.access(place, os.W_OK):
+            reason = "can't be written" if os.access(place, os.F_OK) else "does not exist"
+            raise InvalidArgument(f"{parameter.opts[0]} {path}: {place} {reason}")
     return path
 
 
@@ -76,7 +76,7 @@ def which(known: Complete) -> Callable[[CommandT], CommandT]:
     """The UUID of an existing device as the argument `device` or as --uuid; `one` says which was given."""
 
     def decorate(command: CommandT) -> CommandT:
-        argument = click.argument("device", metavar="UUID", required=False, callback=_uuid, shell_complete=known)
+        argument = click.argument("device", metavar="[UUID]", required=False, callback=_uuid, shell_complete=known)
         return argument(uuid("The UUID, as mdevctl has it.", known)(command))
 
     return decorate
@@ -109,7 +109,7 @@ dumpjson = click.option("--dumpjson", "--json", "dumpjson", is_flag=True, help="
 wire_log = click.option(
     "--wire-log",
     type=click.Path(dir_okay=False),
-    callback=_appendable,
+    callback=_writable,
     help="Append every message of the bus to a file.",
 )
 attributes = click.option(

@@ -67,9 +67,12 @@ def test_gaps_that_are_too_small_are_no_room(gpu):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("weight", "0"), ("weight", "17"), ("weight", "two"), ("cap", "101"), ("cap", "-1")]
+    ("name", "value"),
+    [("weight", "0"), ("weight", "17"), ("weight", "two"), ("cap", "101"), ("cap", "-1"), ("shadow", "x")],
 )
 def test_attributes_out_of_range_take_no_slice(gpu, name, value):
+    with pytest.raises(InvalidArgument, match=name):
+        gpu.check_attributes("i915-GVTg_V5_8", {name: value})  # before a device is asked for
     with pytest.raises(InvalidArgument, match=name):
         gpu.create("i915-GVTg_V5_8", attributes={name: value})
     assert gpu.partition.used == {}

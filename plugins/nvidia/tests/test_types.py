@@ -72,6 +72,8 @@ def test_the_subsystem_tells_the_type(gpu, loopback_function, type_, subsystem):
 )
 def test_attributes_that_make_no_sense_take_no_place(gpu, attributes, message):
     with pytest.raises(InvalidArgument, match=message):
+        gpu.check_attributes("nvidia-39", attributes)  # before a device is asked for
+    with pytest.raises(InvalidArgument, match=message):
         gpu.create("nvidia-39", attributes=attributes)
     assert gpu.available_instances("nvidia-39") == 8
 
