@@ -161,7 +161,7 @@ def session(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a reader's commands don't find the page's folder by themselves
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setitem(sys.modules, "umdev_page", page.module)
     with tempfile.TemporaryDirectory(prefix="umdev-") as short:  # a unix socket's path has 107 bytes at most
