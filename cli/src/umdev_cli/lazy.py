@@ -52,6 +52,7 @@ class LazyGroup(click.Group):
         if name in BUILTIN:
             module = importlib.import_module("umdev_cli.demo" if name == "demo" else f"umdev_cli.commands.{name}")
             own: click.Command = module.command
+            own.name = name
             return own
         return _load(name)
 
