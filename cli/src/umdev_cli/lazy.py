@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
         if name in BUILTIN:
             module = importlib.import_module("umdev_cli.demo" if name == "demo" else f"umdev_cli.commands.{name}")
             own: click.Command = module.command
-            own.name = name
+            own.name = name  # not that of the function
             return own
         return _load(name)
 
@@ -118,4 +118,5 @@ def _load_one(name: str) -> click.Command:
     loaded: Any = discovery.load(Group.COMMANDS, name)
     if not isinstance(loaded, click.Command):
         raise PluginError(info.label, "load", TypeError(f"{loaded!r} is not a click command"))
+    loaded.name = name.partition(".")[0]
     return loaded
