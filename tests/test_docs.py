@@ -80,7 +80,8 @@ def test_every_block_says_what_it_is():
 
 
 DOCUMENTED = re.compile(
-    r"^\.\. (?P<kind>currentmodule|automodule|auto(?:class|data|function)):: (?P<name>[\w.]+)\n(?P<options>(?: +:.*\n)*)",
+    r"^\.\. (?P<kind>currentmodule|automodule|auto(?:class|data|function)):: (?P<name>[\w.]+)\n"
+    r"(?P<options>(?: +:.*\n)*)",
     re.MULTILINE,
 )
 
