@@ -116,6 +116,7 @@ FACES = (
     "umdev_kvm",
     "umdev_softgpu",
     "umdev_testkit.bench",
+    "umdev_testkit.conformance",
     "umdev_testkit.fixtures",
     "umdev_testkit.payloads",
     "umdev_testkit.programs",

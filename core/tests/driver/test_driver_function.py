@@ -164,9 +164,7 @@ def test_a_wait_ends_and_says_what_is_there(function):
     bar, buffer = function.bars[0], function.allocate(4096)
     function.enable()
     bar.write32(0x20, 0x81)
-    with pytest.raises(
-        TimedOut, match="0x20 of <BAR 0 .*> still reads 0x81 after 0 s: under 0xf .* 0x1, not 0x0"
-    ):
+    with pytest.raises(TimedOut, match=r"0x20 of <BAR 0 .*> still reads 0x81 after 0 s: under 0xf .* 0x1, not 0x0"):
         bar.wait32(0x20, mask=0xF, value=0, timeout=0)
     assert bar.wait32(0x20, mask=0xF0, value=0x80, timeout=0) == 0x81, "one look at least"
     with pytest.raises(TimedOut, match="DMA buffer"):
