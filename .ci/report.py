@@ -23,7 +23,7 @@ MUST_RUN = (*(f"{python}-{name}" for python in PYTHONS for name in SETS), "docs"
 ALLOWED_SKIPS: tuple[str, ...] = (
     r"this host's KVM emulates guests in part only \(.*\); the TCG guest runs this test",
     r".* \(the same tests run inside a TCG guest: test_in_guest.py\)",
-    r".* \(these tests run inside a TCG guest as well: plugins/kvm/tests/test_in_guest.py\)",
+    r".* \(the fixture kvm_guest has it: kvm_guest.pytest\(...\) runs these tests there\)",
 )
 
 

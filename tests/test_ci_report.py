@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from umdev.errors import NotSupported
+from umdev_testkit.plugin import _functions
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "report.py"
 PASSED = '<testcase name="a"/>'
 FAILED = '<testcase name="a"><failure message="no"/></testcase>'
 BROKEN = '<testcase name="a"><error message="collection failure"/></testcase>'
+ELSEWHERE = "(the fixture {0} has it: {0}.pytest(...) runs these tests there)"
 SKIPPED = '<testcase name="a"><skipped type="pytest.skip" message="needs a wish"/></testcase>'
 
 
@@ -57,9 +60,7 @@ def test_real_guests_must_have_run(report, folder):
 
 
 def test_xen_must_have_run_and_nothing_of_it_may_be_skipped(report, folder):
-    skipped = SKIPPED.replace(
-        "needs a wish", "no (these tests run inside the Xen test bed: plugins/xen/tests/test_in_xen.py)"
-    )
+    skipped = SKIPPED.replace("needs a wish", f"no {ELSEWHERE.format('xen_guest')}")
     write(folder / "xen.xml", PASSED, skipped)
     assert report.main(folder) == 1
     (folder / "xen.xml").unlink()
@@ -71,6 +72,19 @@ def test_a_failure_counts(report, folder, capsys, case):
     write(folder / "guest.xml", PASSED, case)
     assert report.main(folder) == 1
     assert last_line(capsys).endswith("passed, 1 failed, 0 skipped")
+
+
+def test_the_test_kits_own_skip_is_excused_for_kvm_alone(report, folder, monkeypatch):
+    def attached(device, attachment):
+        raise NotSupported("not here")
+
+    monkeypatch.setattr("umdev_testkit.functions.attached", attached)
+    for bus, status in (("kvm", 0), ("xen", 1)):
+        with pytest.raises(pytest.skip.Exception) as skipped:
+            next(_functions(bus))(None)
+        assert str(skipped.value) == f"not here {ELSEWHERE.format(f'{bus}_guest')}"
+        write(folder / "guest.xml", PASSED, SKIPPED.replace("needs a wish", str(skipped.value)))
+        assert report.main(folder) == status
 
 
 def test_a_skip_needs_an_allowed_reason(report, folder, capsys, monkeypatch):

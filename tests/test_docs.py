@@ -79,19 +79,75 @@ def test_every_block_says_what_it_is():
             assert block.language in EXECUTED or kind in ("file", "not"), f"{block}: nothing executes {block.language}"
 
 
+DOCUMENTED = re.compile(
+    r"^\.\. (?P<kind>currentmodule|automodule|auto(?:class|data|function)):: (?P<name>[\w.]+)\n"
+    r"(?P<options>(?: +:.*\n)*)",
+    re.MULTILINE,
+)
+
+
 def documented():
-    """The names in the reference: one by one, or with their whole module."""
-    text = "".join(path.read_text() for path in ROOT.glob("docs/reference/*.md"))
-    found = set(re.findall(r"^\.\. auto(?:class|data|function):: (\w+)$", text, re.MULTILINE))
-    for name in re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE):
-        module = importlib.import_module(name)
-        found.update(getattr(module, "__all__", vars(module)))
-    return found | set(Access.__members__)
+    """What the reference documents, one by one or with its whole module: pairs of a name and the object's id."""
+    found = set()
+    for path in ROOT.glob("docs/reference/*.md"):
+        module = None
+        for match in DOCUMENTED.finditer(path.read_text()):
+            if match["kind"] == "currentmodule":
+                module = importlib.import_module(match["name"])
+            elif match["kind"] == "automodule":
+                whole = importlib.import_module(match["name"])
+                if ":no-members:" not in match["options"]:
+                    found.update((name, id(value)) for name, value in vars(whole).items())
+            else:
+                prefix, _, name = match["name"].rpartition(".")
+                owner = importlib.import_module(prefix) if prefix else module
+                found.add((name, id(getattr(owner, name))))
+    return found | {(name, id(value)) for name, value in Access.__members__.items()}
 
 
-@pytest.mark.parametrize("face", ["device", "bus", "driver"])
+FACES = (
+    "umdev.device",
+    "umdev.bus",
+    "umdev.hypervisor",
+    "umdev.driver",
+    "umdev.loopback",
+    "umdev.plugins",
+    "umdev_cli.client",
+    "umdev_kvm",
+    "umdev_softgpu",
+    "umdev_testkit.bench",
+    "umdev_testkit.conformance",
+    "umdev_testkit.fixtures",
+    "umdev_testkit.payloads",
+    "umdev_testkit.programs",
+    "umdev_vfio_user",
+    "umdev_xen",
+)
+
+
+@pytest.mark.parametrize("face", FACES)
 def test_the_reference_has_every_public_name(face):
-    assert set(importlib.import_module(f"umdev.{face}").__all__) <= documented()
+    module = importlib.import_module(face)
+    names = {(name, id(getattr(module, name))) for name in module.__all__}
+    assert {name for name, _ in names - documented()} == set()
+
+
+def test_the_reference_has_every_fixture_and_marker():
+    page = (ROOT / "docs/reference/fixtures.md").read_text()
+    plugin = Path(importlib.import_module("umdev_testkit.plugin").__file__).read_text()
+    fixtures = re.findall(r"^@pytest\.fixture.*?^def (\w+)\(", plugin, re.MULTILINE | re.DOTALL)
+    markers = re.findall(r'"markers", "(\w+):', plugin)
+    assert len(fixtures) >= 9
+    assert len(markers) >= 3
+    assert [name for name in fixtures + markers if f"\n| `{name}` |" not in page] == []
+
+
+def test_the_reference_has_every_environment_variable():
+    page = (ROOT / "docs/reference/environment.md").read_text()
+    sources = [path for pattern in ("*/src", "plugins/*/src") for path in ROOT.glob(f"{pattern}/**/*.py")]
+    variables = {name for path in sources for name in re.findall(r'"(UMDEV_[A-Z_]+)"', path.read_text())}
+    assert "UMDEV_PLUGINS" in variables
+    assert {name for name in variables if f"\n| `{name}` |" not in page} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -161,7 +217,7 @@ def session(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a reader's commands don't find the page's folder by themselves
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setitem(sys.modules, "umdev_page", page.module)
     with tempfile.TemporaryDirectory(prefix="umdev-") as short:  # a unix socket's path has 107 bytes at most

@@ -341,3 +341,7 @@ def test_a_ring_of_trigger_and_unmask_costs_little(event):
     milliseconds = (time.monotonic_ns() - started) // 1_000_000
     assert 1 < port.counters["sent"] <= 64 * (milliseconds + 2)
     port.close()
+
+
+def test_a_port_says_what_it_offers():
+    assert repr(make_port(msi=2)) == f"<InterruptPort of {Interrupts(msi=2)}>"

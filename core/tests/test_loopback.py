@@ -135,8 +135,9 @@ def test_a_store_lands_and_is_counted_when_its_notification_fails(device, functi
         device.memory.protect(ProtectMode.TRAP, [buffer.address], fail)
         buffer.write(0, b"new")
         assert device.memory.read(buffer.address, 3) == b"new"
-    assert device.native.counters["faulted"] == 1
-    assert str(device.native.last_fault) == "on purpose"
+    assert device.counters == device.native.counters
+    assert device.counters["faulted"] == 1
+    assert str(device.last_fault) == "on purpose"
     assert "the notification of a page write failed" in caplog.text
 
 

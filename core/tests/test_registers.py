@@ -67,6 +67,11 @@ class Plain(Block[Any]):
     cleared = Register(0x18, RC)
 
 
+def test_a_register_says_what_it_is_and_holds() -> None:
+    assert repr(Plain.status) == "<Status status at 0x10, a declaration>"
+    assert repr(Harness(Plain).bar0.half) == "<Register16 bar0.half=0x2222>"
+
+
 @pytest.fixture
 def plain() -> Harness:
     return Harness(Plain)

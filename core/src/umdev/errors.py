@@ -29,6 +29,7 @@ Each class also derives from the standard exception that fits, and carries `errn
     |   +-- ProtocolError                         the peer broke the protocol
     |   +-- Disconnected                          the peer is gone
     |   +-- SocketPathError                       the path exists, is too long or is not ours
+    +-- TimedOut                  (TimeoutError)  what was waited for did not come; the text has what is there instead
     +-- SaveError                                 state cannot be saved or restored; names the attribute
 """
 
@@ -67,6 +68,7 @@ __all__ = [
     "ServiceUnavailable",
     "SocketPathError",
     "StateError",
+    "TimedOut",
     "TransportError",
     "UmdevError",
 ]
@@ -239,6 +241,12 @@ class SocketPathError(TransportError):
     """The socket path exists, is too long for a unix socket, or lies in a folder that others can write."""
 
     errno = _errno.EADDRINUSE
+
+
+class TimedOut(UmdevError, TimeoutError):
+    """What was waited for did not come in time; the text has what is there instead."""
+
+    errno = _errno.ETIMEDOUT
 
 
 class SaveError(UmdevError):

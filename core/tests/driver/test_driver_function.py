@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from umdev.driver import Function
-from umdev.errors import InvalidArgument, NotSupported, ProtocolError, StateError
+from umdev.errors import InvalidArgument, NotFound, NotSupported, ProtocolError, StateError, TimedOut
 from umdev.pci import BarInfo, Interrupts, Msi, PciExpress, PowerManagement, VendorSpecific
 
 PRIMITIVES = {
@@ -141,6 +141,44 @@ def test_bars_are_read_and_written_by_width(function):
     for bad in (lambda: bar.read32(0xFFFE), lambda: bar.write8(-1, 0), lambda: bar.read(0, -1)):
         with pytest.raises(InvalidArgument, match=r"not within BAR 0 of 0x10000 bytes"):
             bad()
+
+
+def test_a_bar_that_is_not_there_names_those_that_are(function, make_function):
+    with pytest.raises(NotFound, match="has no BAR 3: it has BAR 0, BAR 1, BAR 2"):
+        function.bars[3]
+    assert 3 not in function.bars
+    assert function.bars.get(3) is None
+    with make_function(Interrupts(), (), ()) as bare, pytest.raises(NotFound, match="has no BAR 0: it has none"):
+        bare.bars[0]
+
+
+def test_a_register_is_waited_for(function, monkeypatch):
+    bar = function.bars[0]
+    answers = iter([0x81, 0x81, 0x80])
+    monkeypatch.setattr(bar, "read32", lambda offset: next(answers) if offset == 0x20 else None)
+    assert bar.wait32(0x20, mask=1, value=0, timeout=60) == 0x80
+    assert next(answers, None) is None
+
+
+def test_a_wait_ends_and_says_what_is_there(function):
+    bar, buffer = function.bars[0], function.allocate(4096)
+    function.enable()
+    bar.write32(0x20, 0x81)
+    with pytest.raises(TimedOut, match=r"0x20 of <BAR 0 .*> still reads 0x81 after 0 s: under 0xf .* 0x1, not 0x0"):
+        bar.wait32(0x20, mask=0xF, value=0, timeout=0)
+    assert bar.wait32(0x20, mask=0xF0, value=0x80, timeout=0) == 0x81, "one look at least"
+    with pytest.raises(TimedOut, match="DMA buffer"):
+        buffer.wait32(0, mask=1, value=1, timeout=0)
+
+
+def test_what_a_driver_holds_says_what_it_is(function):
+    assert repr(function.bars[0]) == f"<BAR 0 of 0x10000 bytes, of {function}>"
+    assert repr(function.rom) == f"<the ROM of 0x1000 bytes, of {function}>"
+    assert repr(function.config) == f"<configuration space of {function}>"
+    buffer = function.allocate(4096)
+    assert repr(buffer) == f"<DMA buffer {buffer.address:#x}+0x1000>"
+    buffer.free()
+    assert repr(buffer).endswith(", freed>")
 
 
 def test_a_function_without_rom(make_function):

@@ -104,6 +104,11 @@ def test_vectors_that_the_function_has_not(function, kind, count, have):
         function.enable_interrupts(kind, count)
 
 
+def test_a_word_that_is_no_kind_is_told_the_kinds(function):
+    with pytest.raises(InvalidArgument, match="'msi-x' is no kind of interrupt: msix, msi, intx, err, req are"):
+        function.enable_interrupts("msi-x")
+
+
 def test_one_kind_at_a_time(function):
     with function.enable_interrupts("msi"):
         for kind in KINDS:

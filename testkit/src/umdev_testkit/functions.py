@@ -45,7 +45,7 @@ def attach(device: Device, attachment: str) -> Function:
 
 def _in_a_domain(device: Device) -> Function:
     if "UMDEV_XEN_BED" not in os.environ:
-        raise NotSupported("domains of Xen are made in its test bed only: plugins/xen/tests/test_in_xen.py")
+        raise NotSupported("domains of Xen are made in its test bed only")
     from umdev_testkit.xen_function import XenFunction
 
     function = XenFunction(device)

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from umdev_testkit.xen_guest import XenGuest
 
 
-_ELSEWHERE = {
-    "kvm": "a TCG guest as well: plugins/kvm/tests/test_in_guest.py",
-    "xen": "the Xen test bed: plugins/xen/tests/test_in_xen.py",
-}
+_ELSEWHERE = {"kvm": "kvm_guest", "xen": "xen_guest"}
+"""The fixture of a guest that has what this machine may lack."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -153,6 +151,7 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
             except NotFound as error:
                 pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
-                pytest.skip(f"{error} (these tests run inside {_ELSEWHERE[attachment]})")
+                elsewhere = _ELSEWHERE[attachment]
+                pytest.skip(f"{error} (the fixture {elsewhere} has it: {elsewhere}.pytest(...) runs these tests there)")
 
         yield attach

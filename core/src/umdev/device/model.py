@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..driver import RegionInfo
     from ..memory.mapping import Mapping as DmaMapping
     from .clock import Clock
+    from .dispatch import Unmodelled
 
 log = logging.getLogger("umdev.device")
 CONFIG_REGION = 7
@@ -211,6 +212,20 @@ class Device:
         """Call a method that the model marked with `@query`. Raises: NotFound, StateError (closed)."""
         self._expect_open()
         return queries.call(self, name, arguments)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Accesses by outcome, since the device was made: reads, writes, unhandled, aborted, faulted, illegal."""
+        return self.native.counters
+
+    @property
+    def last_fault(self) -> BaseException | None:
+        """What a handler, deferred work or a reset raised last; the driver has read all ones instead."""
+        return self.native.last_fault
+
+    def burn_down(self) -> list[Unmodelled]:
+        """What the driver uses and the model does not declare, by region and offset; at most 4,096 offsets."""
+        return self.native.burn_down()
 
     def close(self) -> None:
         """End the device and free its instance. May be called twice.

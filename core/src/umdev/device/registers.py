@@ -187,6 +187,11 @@ class Register:
         self.doorbell = doorbell
         self.check_doorbell()
 
+    def __repr__(self) -> str:
+        if self._cells is None:
+            return f"<{type(self).__name__} {self.name} at {self.offset:#x}, a declaration>"
+        return f"<{type(self).__name__} {self.path}={self.value:#x}>"
+
     def __init_subclass__(cls) -> None:
         cls.mask = (1 << 8 * cls.width) - 1
         fields = {name: field for base in reversed(cls.__mro__) for name, field in vars(base).items()

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidArgument, NotSupported
+from ..errors import InvalidArgument, NotFound, NotSupported
+from ..pci.indexes import RegionIndex
 from ..pci.layout import COMMAND_IO, COMMAND_MEMORY
 from .words import Words
 
@@ -24,12 +25,28 @@ IO_BASE = 0x1000
 _ROM_OFFSET = 0x30
 
 
+class BarViews(dict[int, "BarView"]):
+    """A function's BARs by index. One that isn't there: NotFound, which names those that are."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        infos = function.regions.items()
+        super().__init__({i: BarView(function, info) for i, info in infos if i < RegionIndex.ROM and info.size})
+
+    def __missing__(self, index: int) -> BarView:
+        have = f"it has {', '.join(f'BAR {number}' for number in sorted(self))}" if self else "it has none"
+        raise NotFound(f"{self._function} has no BAR {index}: {have}")
+
+
 class BarView(Words):
     """One BAR (or the ROM): offsets are in bytes from its start. The device answers while its decoding is enabled."""
 
     def __init__(self, function: Function, info: RegionInfo) -> None:
         self._function = function
         self.info = info
+
+    def __repr__(self) -> str:
+        return f"<{self._name} of {self.size:#x} bytes, of {self._function}>"
 
     @property
     def index(self) -> int:
@@ -57,9 +74,11 @@ class BarView(Words):
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise InvalidArgument(
-                f"{length} bytes at {offset:#x} are not within BAR {self.index} of {self.size:#x} bytes"
-            )
+            raise InvalidArgument(f"{length} bytes at {offset:#x} are not within {self._name} of {self.size:#x} bytes")
+
+    @property
+    def _name(self) -> str:
+        return "the ROM" if self.index == RegionIndex.ROM else f"BAR {self.index}"
 
 
 @dataclass(frozen=True, slots=True)

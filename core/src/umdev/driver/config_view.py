@@ -22,6 +22,9 @@ class ConfigView(Words):
     def __init__(self, function: Function) -> None:
         self._function = function
 
+    def __repr__(self) -> str:
+        return f"<configuration space of {self._function}>"
+
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`."""
         return self._function.region_read(RegionIndex.CONFIG, offset, length)

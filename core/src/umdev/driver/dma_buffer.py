@@ -27,6 +27,9 @@ class DmaBuffer(Words):
         self.size = size
         self._freed = False
 
+    def __repr__(self) -> str:
+        return f"<DMA buffer {self.address:#x}+{self.size:#x}{', freed' if self._freed else ''}>"
+
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`. Raises: InvalidArgument beyond the buffer, StateError after `free`."""
         self._check(offset, length)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import abc
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ..errors import InvalidArgument, NotSupported, StateError
 from ..pci.indexes import IrqIndex, RegionIndex
 from ..pci.layout import COMMAND_BUS_MASTER, COMMAND_IO, COMMAND_MEMORY
-from .bar_view import BarView, ProbedBar, assign_bars, probe_bars
+from .bar_view import BarView, BarViews, ProbedBar, assign_bars, probe_bars
 from .config_view import ConfigView
 from .interrupt_set import InterruptKind, InterruptSet, open_interrupts
 from .region import MappedArea, RegionInfo
@@ -116,8 +116,8 @@ class Function(abc.ABC):
 
     @cached_property
     def bars(self) -> Mapping[int, BarView]:
-        """The BARs by index; a 64-bit BAR stands under its first."""
-        return {i: BarView(self, info) for i, info in self.regions.items() if i < RegionIndex.ROM and info.size}
+        """The BARs by index; a 64-bit BAR stands under its first. Another index: NotFound, naming those that are."""
+        return BarViews(self)
 
     @cached_property
     def rom(self) -> BarView | None:
@@ -152,8 +152,11 @@ class Function(abc.ABC):
         return {}
 
     def enable(self, *, memory: bool = True, io: bool = True, bus_master: bool = True) -> None:
-        """Set or clear the three enables of the Command register; other bits stay. Bits that the function has not stay
-        clear: a function without I/O BARs has no I/O enable.
+        """Set or clear the three enables of the Command register; other bits stay.
+
+        What isn't said is set: `enable()` sets all three, and `enable(bus_master=False)` all but that one. Bits that
+        the function has not stay clear: a function without I/O BARs has no I/O enable. After power-on and reset all
+        are clear, so a driver begins with this; the test kit's fixtures have done it.
         """
         chosen = memory * COMMAND_MEMORY | io * COMMAND_IO | bus_master * COMMAND_BUS_MASTER
         others = self.config.command & ~(COMMAND_MEMORY | COMMAND_IO | COMMAND_BUS_MASTER)
@@ -181,9 +184,12 @@ class Function(abc.ABC):
         "msix" turns on memory decoding, for its table is in a BAR. Messages need bus mastering (`enable`). "err" and
         "req" are VFIO's notifications and go beside the others.
 
-        Raises: NotSupported where the function lacks the kind or the vectors, StateError while another kind is enabled.
+        Raises: NotSupported where the function lacks the kind or the vectors, StateError while another kind is enabled,
+        InvalidArgument for a word that is no kind.
         """
         kind = kind or self._best_kind()
+        if kind not in get_args(InterruptKind):
+            raise InvalidArgument(f"{kind!r} is no kind of interrupt: {', '.join(get_args(InterruptKind))} are")
         index = IrqIndex[kind.upper()]
         have = self.irq_count(index)
         if not 1 <= count <= have:

@@ -115,6 +115,9 @@ class InterruptPort:
         sources = int(lib.umdev_irq_sources(pointer)) if declaration.intx else 0
         self._vector_count = max(msi, declaration.msix, sources)
 
+    def __repr__(self) -> str:
+        return f"<InterruptPort of {self.declaration}>"
+
     # For device models.
 
     def raise_(self, vector: int = 0) -> None:
