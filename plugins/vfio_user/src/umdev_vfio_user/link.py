@@ -95,6 +95,13 @@ class Link:
         """Negotiation is over: accesses are served in C."""
         lib.umdev_link_set_ready(self._open(), min(max_transfer, lib.UMDEV_LINK_MAX_TRANSFER))
 
+    def set_slice(self, seconds: float) -> None:
+        """For this client: `run` comes back with INTERRUPTED at least so often, so that signals are seen; 0: it need not.
+
+        What one read of the socket brought is served first.
+        """
+        lib.umdev_link_set_slice(self._open(), round(seconds * 1000))
+
     def set_reply_timeout(self, seconds: float) -> None:
         """How long DMA by message waits for the client."""
         lib.umdev_link_set_reply_timeout(self._open(), max(1, round(seconds * 1000)))
