@@ -41,7 +41,7 @@ class Link:
     def __init__(self, api: int, device: int) -> None:
         """Addresses of the process's `umdev_api` and of the `umdev_device`.
 
-        Raises: NotSupported if the core speaks another ABI.
+        Raises: NotSupported if the core speaks another ABI; TransportError.
         """
         table = ffi.cast("umdev_api *", api)
         if table.header.major != 1 or table.header.size < ffi.sizeof("umdev_api"):
@@ -49,7 +49,7 @@ class Link:
             raise NotSupported(f"umdev-vfio-user was built for ABI 1 of the core, which has {has}: install both anew")
         pointer = lib.umdev_link_new(table, ffi.cast("umdev_device *", device))
         if pointer == ffi.NULL:
-            raise MemoryError
+            raise TransportError("a message loop: no memory or no descriptor left")
         self._pointer = pointer
         self._message = ffi.new("umdev_link_message *")
         self.logging = False
