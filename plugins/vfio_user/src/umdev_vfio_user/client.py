@@ -117,7 +117,8 @@ class Client:
         try:
             reply, _ = self.request(Command.VERSION, encode_version(MAJOR, MINOR, capabilities))
         except Disconnected as error:
-            raise Disconnected(f"the server let nobody in: another client may be connected, see its log ({error})") from error
+            why = "another client may be connected, see the server's log"
+            raise Disconnected(f"the server ended the connection before it began: {why} ({error})") from error
         major, minor, server = decode_version(reply)
         if major != MAJOR or minor > MINOR:
             raise ProtocolError(f"the server speaks vfio-user {major}.{minor}, this end {MAJOR}.{MINOR}")
@@ -195,7 +196,7 @@ class Client:
 
     def _check(self) -> None:
         if self._abandoned is not None:
-            raise Disconnected(f"no connection: {self._abandoned}")
+            raise Disconnected(f"no connection: {str(self._abandoned) or type(self._abandoned).__name__}")
 
     def _abandon(self, reason: BaseException) -> None:
         """`_changed` is held."""
@@ -264,6 +265,7 @@ class Client:
                 self._forgotten.add(number)
             else:
                 _close(reply.descriptors)
+
     def _wait(self, number: int, command: Command) -> Reply:
         deadline = time.monotonic() + self._timeout
         with self._changed:

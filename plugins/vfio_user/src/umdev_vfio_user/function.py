@@ -175,7 +175,10 @@ class VfioUserFunction(Function):
         self._client.request(Command.DEVICE_RESET)
 
     def close(self) -> None:
-        """End the connection: the server lets go of everything that was this client's. What `on_close` raises is logged."""
+        """End the connection: the server lets go of everything that was this client's.
+
+        What `on_close` raises is logged.
+        """
         if self._closed:
             return
         self._closed = True

@@ -20,8 +20,8 @@ DISCONNECT = -1
 def apply(request: SetIrqs, port: InterruptPort, counts: Sequence[int]) -> None:
     """Do it. Descriptors are only borrowed.
 
-    Raises: Refused; InvalidArgument (a descriptor that is no eventfd) or TransportError (no room for it): all vectors of
-    this request are disconnected then, those too that were connected before.
+    Raises: Refused; InvalidArgument (a descriptor that is no eventfd) or TransportError (no room for it): all vectors
+    of this request are disconnected then, those too that were connected before.
     """
     if request.count == 0:
         port.disable(request.index)

@@ -96,7 +96,7 @@ class Link:
         lib.umdev_link_set_ready(self._open(), min(max_transfer, lib.UMDEV_LINK_MAX_TRANSFER))
 
     def set_slice(self, seconds: float) -> None:
-        """For this client: `run` comes back with INTERRUPTED at least so often, so that signals are seen; 0: it need not.
+        """For this client: `run` comes back with INTERRUPTED at least so often, for signal handlers; 0: it need not.
 
         What one read of the socket brought is served first.
         """

@@ -82,7 +82,7 @@ class Lookout:
             self._device.native.abort_pending()
 
     def _leaving(self) -> bool:
-        """The client sends no more. Asked when somebody else is there, so that a client who follows it can rely on it."""
+        """The client sends no more. Asked once somebody else is there: who comes after its end is not turned away."""
         now = select.poll()
         now.register(self._client, select.POLLRDHUP)
         return bool(now.poll(0))

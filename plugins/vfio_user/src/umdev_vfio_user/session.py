@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -97,9 +98,8 @@ class Session:
     def refuse(self, message: Message) -> None:
         """Answer with EIO, if anybody still listens. Closes the message's descriptors."""
         try:
-            self._refuse(message, errno.EIO)
-        except TransportError:
-            return
+            with contextlib.suppress(TransportError):
+                self._refuse(message, errno.EIO)
         finally:
             for descriptor in message.descriptors:
                 os.close(descriptor)
@@ -121,11 +121,11 @@ class Session:
                 log.debug("%s: %s", self.attachment.device, error)
             except BaseException as error:  # a model's reset or on_unmap may raise anything; the client gets its answer
                 log.exception("%s: message %d failed", self.attachment.device, message.command)
-                try:
-                    self._refuse(message, errno.EIO)
-                finally:
-                    if ends_process(error):
-                        raise error
+                if ends_process(error):
+                    with contextlib.suppress(TransportError):
+                        self._refuse(message, errno.EIO)
+                    raise
+                self._refuse(message, errno.EIO)
             else:
                 if self.link.logging:
                     self.link.log(describe(message, request, "ok"))
