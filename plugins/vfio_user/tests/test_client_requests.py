@@ -31,6 +31,7 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
 
 def test_the_reply_of_an_interrupted_request_is_dropped(device, monkeypatch) -> None:
     with bus.open_function(device) as function:
+        function.enable()
         client = function._client
         number = client._connection._next_id
         interrupt_once(monkeypatch, client)
@@ -58,14 +59,14 @@ def test_descriptors_of_a_dropped_reply_are_closed(device, monkeypatch) -> None:
 
 def test_half_a_message_ends_the_connection(device, monkeypatch) -> None:
     with bus.open_function(device) as function:
-        send = socket.send_fds
+        client = function._client
 
-        def send_half(end: socket.socket, parts: list[memoryview], *rest: object) -> int:
+        def send_half(data: memoryview, descriptors: object) -> int:
             monkeypatch.undo()
-            send(end, [parts[0][:20]], [])
+            client._send_some(data[:20], ())
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(socket, "send_fds", send_half)
+        monkeypatch.setattr(client, "_send_some", send_half)
         with pytest.raises(KeyboardInterrupt):
             function.bars[0].read32(0)
         with pytest.raises(Disconnected, match="KeyboardInterrupt"):
@@ -85,13 +86,18 @@ def test_no_room_for_a_descriptor_keeps_the_connection(function, monkeypatch) ->
         monkeypatch.undo()
         raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
 
-    monkeypatch.setattr(socket, "send_fds", refuse)
+    monkeypatch.setattr(function._client, "_send_some", refuse)
     bell = os.eventfd(0)
     with pytest.raises(TransportError) as caught:
         function.connect_irq(1, [bell])
     assert caught.value.errno == errno.ETOOMANYREFS
     os.close(bell)
     assert function.bars[0].read32(0) == 0x5A3B1E
+
+
+def post_for_ever(client: Client) -> None:
+    while True:
+        client.post(Command.REGION_WRITE, bytes(1 << 20))
 
 
 def test_a_server_that_takes_no_messages() -> None:
@@ -107,8 +113,7 @@ def test_a_server_that_takes_no_messages() -> None:
         thread.join()
         client._timeout = 0.01
         with pytest.raises(TransportError, match="takes no messages") as caught:
-            for _ in range(64):  # more than any socket buffers
-                client.post(Command.REGION_WRITE, bytes(1 << 20))
+            post_for_ever(client)
         assert caught.value.errno == errno.ETIMEDOUT
         with pytest.raises(Disconnected):
             client.post(Command.REGION_WRITE, b"")

@@ -271,8 +271,7 @@ def test_nothing_is_left_of_a_server_without_descriptors(device, tmp_path: Path)
                 os.close(held.pop())
             with pytest.raises(TransportError, match="descriptor"):
                 bus.serve(device, path=str(tmp_path / "s"))
-            for _ in range(left):  # as many as before
-                held.append(os.open("/dev/null", os.O_RDONLY))
+            held += [os.open("/dev/null", os.O_RDONLY) for _ in range(left)]  # as many as before
         finally:
             for descriptor in held:
                 os.close(descriptor)

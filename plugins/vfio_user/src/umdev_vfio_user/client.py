@@ -223,7 +223,7 @@ class Client:
             while rest:
                 begun = len(rest) < len(data)
                 try:
-                    sent = socket.send_fds(self._socket, [rest], [] if begun else list(descriptors), _SEND_FLAGS)
+                    sent = self._send_some(rest, () if begun else descriptors)
                 except BlockingIOError:
                     self._wait_for_room(end)
                 else:
@@ -244,6 +244,11 @@ class Client:
             raise
         finally:
             self._sending.release()
+
+    def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        # Not socket.send_fds: it drops the flags.
+        return self._socket.sendmsg([data], rights, _SEND_FLAGS)
 
     def _wait_for_room(self, end: float) -> None:
         ready = select.poll()
