@@ -370,3 +370,19 @@ def test_twenty_and_two_hundred_attachments_cost_the_same(device):
             counts.append(count())
     assert counts[0][0] == counts[1][0]
     assert abs(counts[0][1] - counts[1][1]) <= 2
+
+
+def test_nobody_gets_what_was_left_in_a_detached_device(device, attachment):
+    """A bus that goes on filling the device after a detach leaves the next driver none of it."""
+    attachment.attach()
+    attachment.detach()
+    secret = os.memfd_create("secret")
+    os.ftruncate(secret, PAGE)
+    attachment.memory.map(PAGE, PAGE, descriptor=secret)
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    attachment.interrupts.connect(1, 0, bell)
+    attachment.attach()
+    assert attachment.memory.mappings == []
+    assert not attachment.interrupts.trigger(1, 0)
+    os.close(secret)
+    os.close(bell)

@@ -540,3 +540,18 @@ def test_four_driver_threads_lose_no_update() -> None:
     assert block.events.value == 0xF
     assert block.total.value == 5 * rounds
     assert native.counters["writes"] == 12 * rounds
+
+
+def test_a_message_loop_takes_the_interrupt_of_a_handler() -> None:
+    """C called the handler and goes on; who runs the loop raises what came, in its own thread and once."""
+    native = NativeDevice()
+    native.report(KeyboardInterrupt(), "bar0.value")
+    taken: list[object] = []
+    other = threading.Thread(target=lambda: taken.append(native.take_interrupt()))
+    other.start()
+    other.join()
+    assert taken == [None]
+    assert isinstance(native.take_interrupt(), KeyboardInterrupt)
+    assert native.take_interrupt() is None
+    native.report(ValueError(), "bar0.value")
+    assert native.take_interrupt() is None

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from umdev.errors import InvalidArgument, SocketPathError, StateError, TransportError
+from umdev.errors import Disconnected, InvalidArgument, SocketPathError, StateError, TransportError
 from umdev_vfio_user import Server, bus
 from umdev_vfio_user.sockets import MAX_PATH, check_peer, listen
 
@@ -141,21 +141,41 @@ def test_end_at_any_byte(serve, device, memfd: int) -> None:
             if cut:
                 socket.send_fds(raw.socket, [whole[:cut]], list(fds))
             raw.close()
-            count += 1
-            wait_until_detached(served, count)
-            before = before or resources()
+            if last:  # VERSION was said
+                count += 1
+                wait_until_detached(served, count)
+                before = before or resources()
     assert resources() == before
 
 
-def test_another_client_waits(serve) -> None:
+def test_another_client_is_turned_away(serve, device, caplog) -> None:
     served = serve()
     first = served.connect()
-    second = served.connect(negotiate=False)
-    second.put(1, b"\0\0\0\0", number=1)
     first.enable()
+    resets = list(device.resets)
+    for _ in range(3):
+        with pytest.raises(Disconnected, match="another client may be connected"):
+            bus.connect(served.server.socket_path)
+    assert f"process {os.getpid()} is turned away: process {os.getpid()} is connected" in caplog.text
+    assert (served.server.clients, device.resets) == (1, resets)
+    assert first.read(7, 4, 2) == b"\7\0"
     first.close()
-    assert second.get()[1] == 1
+    second = served.connect()  # at once: it need not see that the server has noticed
+    second.enable()
     second.close()
+
+
+def test_a_client_that_says_nothing_is_sent_away(serve, device, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    resets = list(device.resets)
+    with monkeypatch.context() as patience:
+        patience.setattr("umdev_vfio_user.server.HANDSHAKE_TIMEOUT", 0.01)
+        silent = served.connect(negotiate=False)
+        with pytest.raises(EOFError):
+            silent.get()
+        silent.close()
+    assert (served.server.clients, device.resets) == (0, resets)
+    served.connect().close()
 
 
 def test_other_devices_are_not_affected(serve, tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ class Attachment:
     def attach(self) -> None:
         """Bind the services that every driver needs and announce the attachment.
 
-        After a failure the device is detached again and nothing is bound.
+        Maps and eventfds that somebody left in the device since it was detached are released first: no driver gets
+        what was another's. After a failure the device is detached again and nothing is bound.
 
         Raises: StateError; ServiceUnavailable if the bus can't trap a region or deliver interrupts; PluginError.
         """
@@ -130,6 +131,8 @@ class Attachment:
             self._expect("attach", AttachmentState.DETACHED)
             self.device.claim_attachment(self)
             try:
+                self.memory.unmap_all()
+                self.interrupts.disconnect_all()
                 for index in self.regions:
                     self.services.trap(index)
                 self._passed = self.services.passthroughs()

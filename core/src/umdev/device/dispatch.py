@@ -286,6 +286,18 @@ class NativeDevice:
         """
         self._listeners.append(listener)
 
+    def take_interrupt(self) -> BaseException | None:
+        """What a handler raised in this thread that is no Exception (KeyboardInterrupt, SystemExit), once.
+
+        For message loops, which call handlers from C: they raise it when C has come back. `read` and `write` do so by
+        themselves.
+        """
+        raising = self._raising
+        if raising is None or raising[0] != threading.get_ident():
+            return None
+        self._raising = None
+        return None if isinstance(raising[1], Exception) else raising[1]
+
     def count_fault(self, error: BaseException) -> None:
         """Count a failure outside an access (deferred work, notifications of stores). Device lock held."""
         self._python_faults += 1

@@ -70,8 +70,9 @@ class Function(abc.ABC):
 
     @abc.abstractmethod
     def connect_irq(self, index: int, descriptors: Sequence[int]) -> None:
-        """Enable interrupt `index`: vector n signals the eventfd `descriptors[n]` from now on, -1 signals nothing.
-        The bus keeps no number of the caller's after it returns (it dup's or sends them).
+        """Enable interrupt `index`: vector n signals the eventfd `descriptors[n]` from now on. With -1, or beyond the
+        last of them, it signals nothing. The bus keeps no number of the caller's after it returns (it dup's or sends
+        them).
 
         Raises: InvalidArgument for more descriptors than vectors or what is no eventfd.
         """

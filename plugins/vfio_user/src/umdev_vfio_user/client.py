@@ -9,7 +9,7 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from umdev.errors import (
     Conflict,
@@ -17,24 +17,29 @@ from umdev.errors import (
     InvalidArgument,
     NotSupported,
     ProtocolError,
-    SocketPathError,
     TransportError,
     UmdevError,
 )
 
+from . import sockets
 from .protocol import Connection, DmaRead, DmaWrite, Event, Reply, Role
 from .protocol import structs as layout
 from .protocol.constants import MAX_FDS, Command
 from .protocol.version import MAJOR, MINOR, OURS, Capabilities, decode_version, encode_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
 TIMEOUT = 5.0
 """Seconds to wait for a reply: QEMU's own default."""
 
+TIMEOUT_MAX = 86_400.0
+
+_Reason = TypeVar("_Reason", bound=BaseException)
 _CHUNK = 1 << 18
+_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_NO_ROOM = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENOBUFS, errno.ENOMEM)
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _REFUSED: dict[int, type[UmdevError]] = {
     errno.EINVAL: InvalidArgument,
@@ -61,6 +66,8 @@ class Client:
     Whoever waits for a reply receives for everybody. The server's own requests are answered by whoever receives, so
     a client whose memory is reached by message also needs `serve_memory`, which receives while nobody waits.
     After Disconnected, ProtocolError or a reply that did not come in time the client is of no use; close it.
+    A request that KeyboardInterrupt ends is forgotten, and so is its reply; where it may have stopped in the middle of
+    a message the client is of no use, either.
     """
 
     def __init__(
@@ -71,10 +78,11 @@ class Client:
         timeout: float = TIMEOUT,
         capabilities: Capabilities = OURS,
     ) -> None:
-        """Take over a connected stream socket and negotiate. `timeout` is in seconds, for every reply.
+        """Take over a connected stream socket and negotiate. `timeout` is in seconds, for every message and its reply.
 
-        Raises: ProtocolError, Disconnected, TransportError.
+        Raises: InvalidArgument (and the socket stays the caller's), ProtocolError, Disconnected, TransportError.
         """
+        _check_timeout(timeout)
         self._socket = end
         self._socket.setblocking(True)
         self._connection = Connection(Role.CLIENT)
@@ -82,6 +90,7 @@ class Client:
         self._timeout = timeout
         self._changed = threading.Condition()  # guards what follows and the connection
         self._replies: dict[int, Reply] = {}
+        self._forgotten: set[int] = set()
         self._abandoned: BaseException | None = None
         self._receiving = False
         self._sending = threading.Lock()
@@ -100,18 +109,16 @@ class Client:
         cls, path: str, *, memory: Memory | None = None, timeout: float = TIMEOUT, capabilities: Capabilities = OURS
     ) -> Client:
         """A client of the server that listens at `path`. Raises: SocketPathError, and as the constructor."""
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            end.connect(path)
-        except OSError as error:
-            end.close()
-            refused = SocketPathError(f"{path}: {error.strerror or error}")
-            refused.errno = error.errno or errno.ENOTCONN
-            raise refused from error
+        _check_timeout(timeout)
+        end = sockets.connect(path, timeout)
         return cls(end, memory=memory, timeout=timeout, capabilities=capabilities)
 
     def _negotiate(self, capabilities: Capabilities) -> Capabilities:
-        reply, _ = self.request(Command.VERSION, encode_version(MAJOR, MINOR, capabilities))
+        try:
+            reply, _ = self.request(Command.VERSION, encode_version(MAJOR, MINOR, capabilities))
+        except Disconnected as error:
+            why = "another client may be connected, see the server's log"
+            raise Disconnected(f"the server ended the connection before it began: {why} ({error})") from error
         major, minor, server = decode_version(reply)
         if major != MAJOR or minor > MINOR:
             raise ProtocolError(f"the server speaks vfio-user {major}.{minor}, this end {MAJOR}.{MINOR}")
@@ -122,17 +129,25 @@ class Client:
     ) -> tuple[bytes, tuple[int, ...]]:
         """Payload and descriptors of the reply; the descriptors are the caller's.
 
-        Raises: InvalidArgument, Conflict, NotSupported or TransportError with the server's errno; Disconnected;
-        TransportError with ETIMEDOUT.
+        Raises: InvalidArgument, Conflict, NotSupported or TransportError with the server's errno; InvalidArgument for
+        a bad descriptor; Disconnected; TransportError with ETIMEDOUT.
         """
         with self._changed:
             self._check()
-            number, data = self._connection.request(command, payload)
-        self._send(data, descriptors)
-        reply = self._wait(number, command)
+            number, data = self._connection.request(command, payload, taken=self._replies)
+        try:
+            self._send(data, descriptors)
+        except BaseException:
+            with self._changed:
+                self._connection.cancel(number)
+            raise
+        try:
+            reply = self._wait(number, command)
+        except BaseException:
+            self._forget(number)
+            raise
         if reply.error:
-            for descriptor in reply.descriptors:
-                os.close(descriptor)
+            _close(reply.descriptors)
             refused = _REFUSED.get(reply.error, TransportError)(f"{command.name}: {os.strerror(reply.error)}")
             refused.errno = reply.error
             raise refused
@@ -166,8 +181,7 @@ class Client:
                 self._changed.wait()
             self._connection.close()
             for reply in self._replies.values():
-                for descriptor in reply.descriptors:
-                    os.close(descriptor)
+                _close(reply.descriptors)
             self._replies.clear()
         self._socket.close()
         os.close(self._wake)
@@ -182,7 +196,7 @@ class Client:
 
     def _check(self) -> None:
         if self._abandoned is not None:
-            raise Disconnected(f"no connection: {self._abandoned}")
+            raise Disconnected(f"no connection: {str(self._abandoned) or type(self._abandoned).__name__}")
 
     def _abandon(self, reason: BaseException) -> None:
         """`_changed` is held."""
@@ -197,15 +211,65 @@ class Client:
             return  # the peer was faster
 
     def _send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """A whole message, or none of it: else the connection is abandoned.
+
+        Raises: InvalidArgument for a bad descriptor, TransportError, Disconnected.
+        """
+        end = time.monotonic() + self._timeout
+        if not self._sending.acquire(timeout=self._timeout):
+            raise self._abandoned_by(_late("the server takes no messages", self._timeout))
+        rest, begun = memoryview(data), False
         try:
-            with self._sending:
-                sent = socket.send_fds(self._socket, [data], list(descriptors), socket.MSG_NOSIGNAL)
-                if sent < len(data):
-                    self._socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
-        except OSError as error:
-            with self._changed:
-                self._abandon(error)
-            raise Disconnected(f"the server is gone: {error.strerror or error}") from error
+            while rest:
+                begun = len(rest) < len(data)
+                try:
+                    sent = self._send_some(rest, () if begun else descriptors)
+                except BlockingIOError:
+                    self._wait_for_room(end)
+                else:
+                    rest = rest[sent:]
+        except BaseException as error:
+            if isinstance(error, OSError) and not isinstance(error, UmdevError):
+                self._check()  # another thread may have closed the socket
+                if not begun and error.errno == errno.EBADF:
+                    raise InvalidArgument(f"one of the descriptors {list(descriptors)} is not open") from error
+                if not begun and error.errno in _NO_ROOM:
+                    failed = TransportError(f"descriptors cannot be sent: {error.strerror}")
+                    failed.errno = error.errno
+                    raise failed from error
+                raise self._abandoned_by(Disconnected(f"the server is gone: {error.strerror or error}")) from error
+            # An interrupt tells nothing of what has been sent; other exceptions come before the first byte.
+            if begun or not isinstance(error, Exception):
+                self._abandoned_by(error)
+            raise
+        finally:
+            self._sending.release()
+
+    def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        # Not socket.send_fds: it drops the flags.
+        return self._socket.sendmsg([data], rights, _SEND_FLAGS)
+
+    def _wait_for_room(self, end: float) -> None:
+        ready = select.poll()
+        ready.register(self._socket, select.POLLOUT)
+        left = end - time.monotonic()
+        if left <= 0 or not ready.poll(max(1, round(left * 1000))):
+            raise self._abandoned_by(_late("the server takes no messages", self._timeout))
+
+    def _abandoned_by(self, reason: _Reason) -> _Reason:
+        with self._changed:
+            self._abandon(reason)
+        return reason
+
+    def _forget(self, number: int) -> None:
+        """Nobody waits for this reply any more; its number stays taken until it comes."""
+        with self._changed:
+            reply = self._replies.pop(number, None)
+            if reply is None:
+                self._forgotten.add(number)
+            else:
+                _close(reply.descriptors)
 
     def _wait(self, number: int, command: Command) -> Reply:
         deadline = time.monotonic() + self._timeout
@@ -214,8 +278,7 @@ class Client:
                 self._check()
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    late = TransportError(f"{command.name}: no reply within {self._timeout} s")
-                    late.errno = errno.ETIMEDOUT
+                    late = _late(f"{command.name}: no reply", self._timeout)
                     self._abandon(late)
                     raise late
                 self._receive(left)
@@ -232,38 +295,60 @@ class Client:
             self._changed.wait(timeout)
             return
         self._receiving = True
-        events: list[Event | Reply] = []
+        requests: list[Event] = []
         try:
             self._changed.release()
             try:
-                received = self._receive_bytes(timeout)
+                ready = self._wait_for_bytes(timeout)
             finally:
                 self._changed.acquire()
-            if received is not None:
-                events = self._connection.receive(*received)
-        except (OSError, ProtocolError) as error:
-            self._abandon(error)
+            if ready:
+                requests = self._take_bytes()
         finally:
             self._receiving = False
             self._changed.notify_all()
-        for event in events:
-            if isinstance(event, Reply):
-                self._replies[event.id] = event
-        requests = [event for event in events if isinstance(event, Event)]
         if requests:
             self._changed.release()
             try:
                 for event in requests:
                     self._answer(event)
+            except BaseException as error:  # the server would wait for its answer
+                self._abandoned_by(error)
+                raise
             finally:
                 self._changed.acquire()
 
-    def _receive_bytes(self, timeout: float | None) -> tuple[bytes, list[int]] | None:
+    def _take_bytes(self) -> list[Event]:
+        """Requests of the server among what has come; replies are stored. `_changed` is held.
+
+        What is not taken whole can't be told from what follows: any exception ends the connection.
+        """
+        try:
+            received = self._receive_bytes()
+            events = self._connection.receive(*received) if received is not None else []
+            for event in events:
+                if not isinstance(event, Reply):
+                    continue
+                if event.id in self._forgotten:
+                    self._forgotten.remove(event.id)
+                    _close(event.descriptors)
+                else:
+                    self._replies[event.id] = event
+            return [event for event in events if isinstance(event, Event)]
+        except (OSError, ProtocolError) as error:
+            self._abandon(error)
+            return []
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    def _wait_for_bytes(self, timeout: float | None) -> bool:
         ready = select.poll()
         ready.register(self._socket, select.POLLIN)
         ready.register(self._wake, select.POLLIN)
-        if not ready.poll(None if timeout is None else max(1, round(timeout * 1000))):
-            return None
+        return bool(ready.poll(None if timeout is None else max(1, round(timeout * 1000))))
+
+    def _receive_bytes(self) -> tuple[bytes, list[int]] | None:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
                 _CHUNK, _ANCILLARY, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -275,15 +360,13 @@ class Client:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         if not data or flags & socket.MSG_CTRUNC:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _close(descriptors)
             raise Disconnected("the server is gone" if not data else "the server sent too many descriptors")
         return data, list(descriptors)
 
     def _answer(self, event: Event) -> None:
         message, request = event.message, event.request
-        for descriptor in message.descriptors:
-            os.close(descriptor)
+        _close(message.descriptors)
         payload, code = b"", event.refused
         try:
             if self._memory is None or request is None:
@@ -300,5 +383,21 @@ class Client:
         if answer:
             try:
                 self._send(answer)
-            except Disconnected:
+            except TransportError:
                 return  # whoever waits learns it from the connection's state
+
+
+def _check_timeout(timeout: float) -> None:
+    if not 0 < timeout <= TIMEOUT_MAX:
+        raise InvalidArgument(f"a timeout of {timeout} s; above 0 and at most {TIMEOUT_MAX:.0f}")
+
+
+def _late(what: str, timeout: float) -> TransportError:
+    late = TransportError(f"{what} within {timeout} s")
+    late.errno = errno.ETIMEDOUT
+    return late
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -25,6 +26,8 @@ from .protocol.version import OURS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from struct import Struct
+
+log = logging.getLogger("umdev.vfio_user")
 
 INFO_ROOM = 1 << 16
 """Bytes of reply to GET_REGION_INFO, which are 4,000 areas, and to GET_REGION_IO_FDS."""
@@ -67,7 +70,7 @@ class VfioUserFunction(Function):
             self._client = Client.connect(path, memory=self._memory, timeout=timeout, capabilities=ours)
         self._memory.open(self._client)
         self._on_close = on_close
-        self._posted = posted
+        self._posted: frozenset[int] = frozenset()
         self._regions: dict[int, RegionInfo] = {}
         self._irq_counts: list[int] = []
         self._asking = threading.Lock()
@@ -76,6 +79,8 @@ class VfioUserFunction(Function):
         self._closed = False
         try:
             self._discover()
+            if posted:  # asked once: a question per write would wait for the device
+                self._posted = frozenset(index for index in self._regions if self._is_memory(index))
             if not share_memory:
                 self._client.serve_memory()
         except BaseException:
@@ -98,7 +103,7 @@ class VfioUserFunction(Function):
     def region_write(self, index: int, offset: int, data: bytes) -> None:
         """One REGION_WRITE, without a reply for memory BARs of a function that was opened `posted`."""
         payload = self._access(index, offset, len(data)) + bytes(data)
-        if self._posted and self._is_memory(index):
+        if index in self._posted:
             self._client.post(Command.REGION_WRITE, payload)
         else:
             self._client.request(Command.REGION_WRITE, payload)
@@ -112,9 +117,14 @@ class VfioUserFunction(Function):
         return self._irq_counts[index] if 0 <= index < len(self._irq_counts) else 0
 
     def connect_irq(self, index: int, descriptors: Sequence[int]) -> None:
-        """SET_IRQS, in as many messages as the server's limit of descriptors asks for."""
-        if len(descriptors) > self.irq_count(index):
-            raise InvalidArgument(f"{len(descriptors)} descriptors for {self.irq_count(index)} vectors")
+        """SET_IRQS, in as many messages as the server's limit of descriptors asks for.
+
+        After a failure vectors of the first messages may be connected anew, and those of the failed one are silent.
+        """
+        count = self.irq_count(index)
+        if len(descriptors) > count:
+            raise InvalidArgument(f"{len(descriptors)} descriptors for {count} vectors")
+        descriptors = (*descriptors, *(-1,) * (count - len(descriptors)))
         most = min(self._client.server.max_msg_fds, MAX_FDS)
         start = 0
         for empty, group in groupby(descriptors, lambda descriptor: descriptor < 0):
@@ -165,7 +175,10 @@ class VfioUserFunction(Function):
         self._client.request(Command.DEVICE_RESET)
 
     def close(self) -> None:
-        """End the connection: the server lets go of everything that was this client's."""
+        """End the connection: the server lets go of everything that was this client's.
+
+        What `on_close` raises is logged.
+        """
         if self._closed:
             return
         self._closed = True
@@ -181,7 +194,10 @@ class VfioUserFunction(Function):
             if info.descriptor is not None:
                 os.close(info.descriptor)
         if self._on_close is not None:
-            self._on_close()
+            try:
+                self._on_close()
+            except Exception:
+                log.exception("%s: what ends it has failed", self)
 
     def _access(self, index: int, offset: int, length: int) -> bytes:
         if index not in self._regions or not 0 <= offset < 1 << 64 or not 0 <= length < 1 << 32:

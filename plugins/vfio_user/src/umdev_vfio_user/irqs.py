@@ -20,7 +20,8 @@ DISCONNECT = -1
 def apply(request: SetIrqs, port: InterruptPort, counts: Sequence[int]) -> None:
     """Do it. Descriptors are only borrowed.
 
-    Raises: Refused, InvalidArgument (a descriptor that is no eventfd: the vectors of this request are disconnected).
+    Raises: Refused; InvalidArgument (a descriptor that is no eventfd) or TransportError (no room for it): all vectors
+    of this request are disconnected then, those too that were connected before.
     """
     if request.count == 0:
         port.disable(request.index)
@@ -49,12 +50,10 @@ def _connect(request: SetIrqs, port: InterruptPort, vectors: range) -> None:
     else:
         connect = port.connect
     descriptors = request.descriptors or (DISCONNECT,) * len(vectors)
-    done: list[int] = []
     try:
         for vector, descriptor in zip(vectors, descriptors, strict=True):
             connect(request.index, vector, descriptor)
-            done.append(vector)
     except BaseException:
-        for vector in done:
+        for vector in vectors:
             connect(request.index, vector, DISCONNECT)
         raise

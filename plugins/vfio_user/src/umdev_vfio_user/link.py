@@ -41,7 +41,7 @@ class Link:
     def __init__(self, api: int, device: int) -> None:
         """Addresses of the process's `umdev_api` and of the `umdev_device`.
 
-        Raises: NotSupported if the core speaks another ABI.
+        Raises: NotSupported if the core speaks another ABI; TransportError.
         """
         table = ffi.cast("umdev_api *", api)
         if table.header.major != 1 or table.header.size < ffi.sizeof("umdev_api"):
@@ -49,7 +49,7 @@ class Link:
             raise NotSupported(f"umdev-vfio-user was built for ABI 1 of the core, which has {has}: install both anew")
         pointer = lib.umdev_link_new(table, ffi.cast("umdev_device *", device))
         if pointer == ffi.NULL:
-            raise MemoryError
+            raise TransportError("a message loop: no memory or no descriptor left")
         self._pointer = pointer
         self._message = ffi.new("umdev_link_message *")
         self.logging = False
@@ -94,6 +94,13 @@ class Link:
     def set_ready(self, max_transfer: int) -> None:
         """Negotiation is over: accesses are served in C."""
         lib.umdev_link_set_ready(self._open(), min(max_transfer, lib.UMDEV_LINK_MAX_TRANSFER))
+
+    def set_slice(self, seconds: float) -> None:
+        """For this client: `run` comes back with INTERRUPTED at least so often, for signal handlers; 0: it need not.
+
+        What one read of the socket brought is served first.
+        """
+        lib.umdev_link_set_slice(self._open(), round(seconds * 1000))
 
     def set_reply_timeout(self, seconds: float) -> None:
         """How long DMA by message waits for the client."""

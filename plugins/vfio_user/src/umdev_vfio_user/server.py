@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -10,13 +12,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Literal, Self
 
-from umdev.bus import Attachment, ResetKind, api_address
-from umdev.errors import InvalidArgument, StateError, TransportError
+from umdev.bus import Attachment, AttachmentState, ResetKind, api_address
+from umdev.errors import InvalidArgument, StateError, TransportError, UmdevError
 
 from . import link as links
 from . import sockets
 from .link import Link
-from .session import Session
+from .lookout import ACCEPT_PAUSE, Lookout
+from .session import Session, ends_process
 
 if TYPE_CHECKING:
     import socket
@@ -29,15 +32,28 @@ log = logging.getLogger("umdev.vfio_user")
 REPLY_TIMEOUT = 5.0
 """Seconds that DMA by message waits for the client."""
 
-ACCEPT_PAUSE = 0.1
-"""Seconds before another try when a connection can't be accepted."""
+REPLY_TIMEOUT_MAX = 86_400.0
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for a client to say VERSION after it has connected."""
+
+SLICE = 0.1
+"""Seconds after which the message loop lets Python run signal handlers, in the main thread."""
+
+WAKE_PAUSE_MS = 1000
+"""A signal that comes just before Python waits for a client does not end the wait."""
 
 
 class Server:
     """Serves a device to vfio-user clients. It does not own the device: close that yourself, after the server.
 
     `run` blocks in one thread, which serves accesses in C without the GIL; `stop` may be called from any thread and
-    from a Python signal handler. When a client is gone everything of it is released: maps, eventfds, descriptors.
+    from a Python signal handler. In the main thread signal handlers run within about 0.1 s, whatever the client does,
+    but for the model's own handlers, which must return.
+
+    When a client is gone everything of it is released: maps, eventfds, descriptors, accesses that a handler left
+    pending. While it is there others are turned away at once. A process forked from this one may close its copy, which
+    takes nothing from the server here.
     """
 
     def __init__(
@@ -60,14 +76,20 @@ class Server:
         has services for the client's memory which no message of the client can give (it finds the client's process by
         `client_pid`).
 
-        Raises: InvalidArgument, SocketPathError, StateError (the device is attached already), ServiceUnavailable.
+        Raises: InvalidArgument, SocketPathError, StateError (the device is attached already), ServiceUnavailable,
+        TransportError (no descriptors left). Nothing is left behind then, but `descriptor` is closed unless it was
+        refused itself.
         """
         if (path is None) == (descriptor is None):
             raise InvalidArgument("a server needs a path or a descriptor, and not both")
+        if vector_state not in (None, "client", "core"):
+            raise InvalidArgument(f"vector_state is None, 'client' or 'core', not {vector_state!r}")
+        if not 0 < reply_timeout <= REPLY_TIMEOUT_MAX:
+            raise InvalidArgument(f"a reply timeout of {reply_timeout} s; above 0 and at most {REPLY_TIMEOUT_MAX:.0f}")
         self.device = device
-        self.socket_path = None if path is None else os.fspath(path)
+        self.socket_path = None if path is None else os.fsdecode(path)
         self.clients = 0
-        """Clients that have been served, the present one included."""
+        """Clients that have been served, the present one included; who connects and does not say VERSION is none."""
         self.client_pid: int | None = None
         """The process of the client that is connected now, or was last."""
         self._vector_state = vector_state
@@ -78,21 +100,27 @@ class Server:
         self._running = threading.Lock()
         self._closed = False
         self._ends = threading.RLock()  # what `stop` uses is not closed meanwhile; a signal may come while it is held
-        self._inode = -1
-        self._open_socket(descriptor)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._link = Link(api_address(), device.native.address)
-        try:
+        self._pid = os.getpid()
+        self._runner: int | None = None
+        self._held = contextlib.ExitStack()  # what `_release` gives back
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._release)
+            try:
+                self._open_socket(descriptor)
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._held.callback(os.close, self._wake)
+                self._link = Link(api_address(), device.native.address)
+                self._held.callback(self._link.close)
+            except OSError as error:
+                raise _as_umdev(error, "a server needs more descriptors") from error
             self._link.set_reply_timeout(reply_timeout)
             if wire_log is not None:
-                with open(wire_log, "ab") as file:  # noqa: PTH123 - also takes /dev/stderr and the like
-                    self._link.set_log(file.fileno())
+                self._open_log(wire_log)
             self.attachment = Attachment(device, "vfio-user", hypervisor, endpoint=self)
             self._describe_regions()
+            self._held.callback(device.address_space.set_messages, links.NULL)
             self._attach()
-        except BaseException:
-            self._release()
-            raise
+            failed.pop_all()
 
     @property
     def device_argument(self) -> str:
@@ -108,21 +136,30 @@ class Server:
     def run(self) -> None:
         """Serve clients until `stop`; with a connected descriptor, until its client is gone.
 
-        Raises: StateError (closed, or running in another thread).
+        What a signal handler raises passes through, and KeyboardInterrupt or SystemExit of the model's own handlers in
+        the main thread; elsewhere these are logged as other exceptions are. The server can run again then.
+
+        Raises: StateError (closed, running in another thread, or the device has been closed or attached elsewhere).
         """
         if not self._running.acquire(blocking=False):
             raise StateError("the server runs already")
         try:
+            self._runner = threading.get_ident()
             if self._closed:
                 raise StateError("the server is closed")
             while (client := self._next_client()) is not None:
                 with client:
                     self._serve(client)
         finally:
+            self._runner = None
             self._running.release()
 
     def stop(self) -> None:
-        """End `run`, now and for good. Any thread, also a signal handler; may be called twice, and after `close`."""
+        """End `run`, now and for good. Any thread, also a signal handler or a handler of the model; may be called
+        twice, and after `close`. It waits for nothing: a handler that runs is not interrupted.
+        """
+        if os.getpid() != self._pid:
+            return
         self._stopping = True
         with self._ends:
             if not self._closed:
@@ -130,16 +167,25 @@ class Server:
                 self._link.stop()
 
     def close(self) -> None:
-        """Stop, wait for `run`, give up the device and remove the socket. May be called twice."""
+        """Stop, wait for `run`, give up the device and remove the socket. May be called twice.
+
+        Raises: StateError in the thread that is inside `run` (handlers of the model and of signals are): call `stop`
+        there.
+        """
         if self._closed:
             return
+        if os.getpid() != self._pid:
+            self._close_copy()
+            return
+        if self._runner == threading.get_ident():
+            raise StateError("close() would wait for run(), which called this: call stop() here, close() after run()")
         self.stop()
         with self._running:
             if self._closed:
                 return
             try:
                 if self.device.attachment is self.attachment:
-                    self._detach()
+                    self._detach(self._kind)
             finally:
                 self._release()
 
@@ -156,9 +202,18 @@ class Server:
                 self._listener = inherited
             else:
                 self._connected = inherited
+            self._held.callback(inherited.close)
         elif self.socket_path is not None:
             self._listener = sockets.listen(self.socket_path)
-            self._inode = os.lstat(self.socket_path).st_ino
+            self._held.callback(sockets.remove, self.socket_path, os.lstat(self.socket_path).st_ino)
+            self._held.callback(self._listener.close)
+
+    def _open_log(self, path: str | os.PathLike[str]) -> None:
+        try:
+            with open(path, "ab") as file:  # noqa: PTH123 - also takes /dev/stderr and the like
+                self._link.set_log(file.fileno())
+        except OSError as error:
+            raise _as_umdev(error, f"the wire log {os.fspath(path)}") from error
 
     def _describe_regions(self) -> None:
         for index, info in self.attachment.regions.items():
@@ -166,7 +221,8 @@ class Server:
             self._link.set_region(index, info.size, flags)
 
     def _attach(self) -> None:
-        self.attachment.memory.set_messages(self._link.transfer, self._link.context, self._link.cancel)
+        memory = self.device.address_space
+        memory.set_messages(self._link.transfer, self._link.context, self._link.cancel)
         self.attachment.attach()
 
     def _next_client(self) -> socket.socket | None:
@@ -179,7 +235,7 @@ class Server:
         waiting.register(self._listener, select.POLLIN)
         waiting.register(self._wake, select.POLLIN)
         while not self._stopping:
-            ready = dict(waiting.poll())
+            ready = dict(waiting.poll(WAKE_PAUSE_MS))
             if self._listener.fileno() not in ready or self._stopping:
                 continue
             if (accepted := self._accept(self._listener)) is not None:
@@ -203,52 +259,106 @@ class Server:
         return client
 
     def _serve(self, client: socket.socket) -> None:
-        self.clients += 1
         self.client_pid = sockets.peer_pid(client)
+        try:
+            lookout = Lookout(self.device, client.fileno(), self.client_pid, self._listener)
+        except (OSError, RuntimeError) as error:  # no descriptor or thread left
+            log.warning("%s: no connection: %s", self.device, error)
+            time.sleep(ACCEPT_PAUSE)
+            return
         self._link.connect(client.detach())
         session = Session(self.attachment, self._link, vector_state=self._vector_state)
-        self._link.log(f"CONNECTED client={self.clients}")
+        self._link.log(f"CONNECTED client={self.clients + 1}")
         try:
-            self.attachment.run()
-            self._loop(session)
+            with lookout:
+                if self._handshake(session):
+                    self.attachment.run()
+                    self.clients += 1
+                    self._loop(session)
         finally:
             self._link.log("DISCONNECTED")
             # First the link, so that nothing of the device waits for this client any more.
             self._link.disconnect()
-            self._detach()
-            if not self._stopping and self._listener is not None:
-                self._attach()
+            if self.attachment.state is not AttachmentState.ATTACHED:  # else it never came to the device
+                self._let_go()
 
-    def _detach(self) -> None:
+    def _let_go(self) -> None:
+        if self.attachment.state is not AttachmentState.DETACHED:
+            self._detach(self._kind)
+        elif self.device.attachment is None:
+            # Somebody has detached it while it was served, and the client's last messages may have come after that.
+            self.attachment.memory.unmap_all()
+            self.attachment.interrupts.disconnect_all()
+        if not self._stopping and self._listener is not None:
+            self._attach()
+
+    def _detach(self, kind: ResetKind | None) -> None:
         """Detaching finishes whatever models and add-ons raise; that is no reason to turn the next client away."""
         try:
-            self.attachment.detach(self._kind)
-        except Exception:
+            self.attachment.detach(kind)
+        except BaseException as error:
             log.exception("%s: a plugin failed while the client was let go", self.device)
+            if ends_process(error):
+                raise
+
+    def _handshake(self, session: Session) -> bool:
+        """Whether the client has said VERSION in time."""
+        end = time.monotonic() + HANDSHAKE_TIMEOUT
+        self._link.set_slice(SLICE)
+        while session.client is None:
+            outcome = self._link.run()
+            if not self._answer(session, outcome):
+                return False
+            if session.client is None and time.monotonic() >= end:
+                log.warning("%s: process %s has not said VERSION in time", self.device, self.client_pid)
+                return False
+        return True
 
     def _loop(self, session: Session) -> None:
-        while True:
-            outcome = self._link.run()
-            if outcome.event == links.INTERRUPTED:
-                continue  # Python has run the signal's handler by now
-            if outcome.message is None:
-                if outcome.event == links.BROKEN:
-                    log.warning("%s: the client broke the protocol: %s", self.device, os.strerror(outcome.error))
-                return
-            try:
-                session.answer(outcome.message)
-            except TransportError as error:  # gone, too slow to take an answer, or against the protocol
-                log.warning("%s: %s", self.device, error)
-                return
+        self._link.set_slice(SLICE if threading.current_thread() is threading.main_thread() else 0)
+        while self._answer(session, self._link.run()):
+            pass
+
+    def _answer(self, session: Session, outcome: links.Outcome) -> bool:
+        """Do what C leaves to Python; whether the client is served on."""
+        interrupt = self.attachment.native.take_interrupt()
+        if interrupt is not None and ends_process(interrupt):
+            if outcome.message is not None:
+                session.refuse(outcome.message)
+            raise interrupt
+        if outcome.event == links.INTERRUPTED:
+            return session.welcome  # Python has run the signal's handler by now
+        if outcome.message is None:
+            if outcome.error == errno.EMFILE:
+                log.warning("%s: this process has no room for its client's descriptors", self.device)
+            elif outcome.event == links.BROKEN:
+                log.warning("%s: the client broke the protocol: %s", self.device, os.strerror(outcome.error))
+            return False
+        try:
+            session.answer(outcome.message)
+        except TransportError as error:  # gone, too slow to take an answer, or against the protocol
+            log.warning("%s: %s", self.device, error)
+            return False
+        return session.welcome
 
     def _release(self) -> None:
         with self._ends:
             self._closed = True
-            self.device.address_space.set_messages(links.NULL)
-            self._link.close()
-            os.close(self._wake)
+            self._held.close()
+
+    def _close_copy(self) -> None:
+        """In a forked process: the connection, the socket's file and the device are the other's, and stay."""
+        self._closed = True
+        os.close(self._wake)
         for end in (self._listener, self._connected):
             if end is not None:
                 end.close()
-        if self.socket_path is not None:
-            sockets.remove(self.socket_path, self._inode)
+
+
+def _as_umdev(error: OSError, what: str) -> UmdevError:
+    """An error of the system, which knows its errno alone; ours stay as they are."""
+    if isinstance(error, UmdevError):
+        return error
+    failed = TransportError(f"{what}: {error.strerror or error}")
+    failed.errno = error.errno or errno.EIO
+    return failed

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from umdev.bus import FILE_MAPS_MAX, Protection, ResetKind, VectorState
-from umdev.errors import MapLimit, ProtocolError, UmdevError
+from umdev.bus import FILE_MAPS_MAX, AttachmentState, Protection, ResetKind, VectorState
+from umdev.errors import MapLimit, ProtocolError, TransportError, UmdevError
 
 from . import irqs
 from .describe import describe, refusal
@@ -52,6 +54,12 @@ OFFERED = replace(OURS, max_dma_maps=FILE_MAPS_MAX)
 """What a server takes of its client."""
 
 
+def ends_process(error: BaseException) -> bool:
+    """What Ctrl-C and sys.exit raise ends the main thread. In any other it would end a server without a word."""
+    meant = isinstance(error, (KeyboardInterrupt, SystemExit))
+    return meant and threading.current_thread() is threading.main_thread()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply's payload and the descriptors that go with it; these stay the device's."""
@@ -82,10 +90,25 @@ class Session:
             DeviceFeature: self._feature,
         }
 
+    @property
+    def welcome(self) -> bool:
+        """Whether the device is still served: somebody else may have detached it."""
+        return self.attachment.state not in (AttachmentState.DETACHED, AttachmentState.REMOVED)
+
+    def refuse(self, message: Message) -> None:
+        """Answer with EIO, if anybody still listens. Closes the message's descriptors."""
+        try:
+            with contextlib.suppress(TransportError):
+                self._refuse(message, errno.EIO)
+        finally:
+            for descriptor in message.descriptors:
+                os.close(descriptor)
+
     def answer(self, message: Message) -> None:
         """Do what the message asks for and answer it. Closes its descriptors.
 
-        Raises: ProtocolError when the connection must end; Disconnected, TransportError.
+        Raises: ProtocolError when the connection must end; Disconnected, TransportError; KeyboardInterrupt and
+        SystemExit of the model in the main thread, once the client has its answer.
         """
         try:
             try:
@@ -96,8 +119,12 @@ class Session:
                 if isinstance(error, ProtocolError) and not isinstance(error, Refused):
                     raise
                 log.debug("%s: %s", self.attachment.device, error)
-            except Exception:  # a model's reset or on_unmap may raise anything, and the client must get its answer
+            except BaseException as error:  # a model's reset or on_unmap may raise anything; the client gets its answer
                 log.exception("%s: message %d failed", self.attachment.device, message.command)
+                if ends_process(error):
+                    with contextlib.suppress(TransportError):
+                        self._refuse(message, errno.EIO)
+                    raise
                 self._refuse(message, errno.EIO)
             else:
                 if self.link.logging:
@@ -120,6 +147,8 @@ class Session:
             return self._version(message)
         if message.command == Command.VERSION:
             raise Refused(errno.EINVAL, "VERSION again")
+        if not self.welcome:
+            raise Refused(errno.ENODEV, "the device has been detached")
         request = decode_request(message, FROM_CLIENT)
         serve = self._answers.get(type(request))
         if serve is None:  # C serves the accesses

@@ -2,39 +2,113 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 import struct
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from umdev.errors import InvalidArgument, SocketPathError, TransportError
+from umdev.errors import InvalidArgument, SocketPathError, TransportError, UmdevError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_PATH = 107
 """Bytes in the path of a unix socket (unix(7): 108 with the NUL)."""
 
+BACKLOG = 8
+
+LOCK_TRIES = 500
+LOCK_PAUSE = 0.01
+"""Seconds between them. Who takes a path holds the lock for microseconds."""
+
+_TIME = struct.Struct("ll")
 _CREDENTIALS = struct.Struct("iII")
 
 
 def listen(path: str) -> socket.socket:
     """A listening stream socket at `path`, mode 0600. A socket that a dead process left there is replaced.
 
-    Raises: SocketPathError when the path exists, is too long, or its folder is missing or not ours to trust.
+    Raises: SocketPathError when the path exists, is too long, or its folder is missing or not ours to trust; OSError
+    when no descriptor is left.
     """
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise SocketPathError(f"{path} has {len(os.fsencode(path))} bytes; a unix socket's path has {MAX_PATH} at most")
-    _check_folder(Path(path).absolute().parent)
-    _remove_stale(path)
+    _check_path(path)
+    folder = Path(path).absolute().parent
+    _check_folder(folder)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(server.fileno(), 0o600)  # bind gives the file this mode: it is never open to others
-        server.bind(path)
-        server.listen(1)
+        with _alone_in(folder):
+            _remove_stale(path)
+            server.bind(path)
+            server.listen(BACKLOG)
+    except UmdevError:
+        server.close()
+        raise
     except OSError as error:
         server.close()
-        raise SocketPathError(f"{path}: {error.strerror}") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise _failed(path, error) from error
     return server
+
+
+def connect(path: str, timeout: float) -> socket.socket:
+    """A stream socket that is connected to who listens at `path`; `timeout`: seconds for a place in its queue.
+
+    Raises: SocketPathError.
+    """
+    _check_path(path)
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A full queue is EAGAIN for a socket that does not block, and nothing tells when there is room: unix(7).
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(timeout), int(timeout % 1 * 1e6) or 1))
+        end.connect(path)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(0, 0))
+    except OSError as error:
+        end.close()
+        if error.errno == errno.EAGAIN:
+            busy = SocketPathError(f"{path}: whoever listens there has taken nobody in for {timeout} s")
+            busy.errno = errno.ETIMEDOUT
+            raise busy from error
+        raise _failed(path, error) from error
+    return end
+
+
+def _failed(path: str, error: OSError) -> SocketPathError:
+    failed = SocketPathError(f"{path}: {error.strerror or error}")
+    failed.errno = error.errno or errno.EIO
+    return failed
+
+
+def _check_path(path: str) -> None:
+    if not path or "\0" in path:
+        raise SocketPathError(f"{path!r} is no path of a socket")
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise SocketPathError(f"{path} has {len(os.fsencode(path))} bytes; a unix socket's path has {MAX_PATH} at most")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of two servers that find the same dead socket, the second must see the first one's new one."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE)
+        else:
+            raise SocketPathError(f"{folder} is locked (flock) by another process for {LOCK_TRIES * LOCK_PAUSE:.0f} s")
+        yield
+    finally:
+        os.close(lock)
 
 
 def _check_folder(folder: Path) -> None:
@@ -77,6 +151,8 @@ def inherit(descriptor: int) -> tuple[socket.socket, bool]:
 
     Raises: InvalidArgument for anything else.
     """
+    if descriptor < 0:
+        raise InvalidArgument(f"{descriptor} is no descriptor")
     try:
         inherited = socket.socket(fileno=descriptor)
     except OSError as error:

@@ -1,4 +1,5 @@
 /* The link by itself: accesses, batches, descriptors, hostile bytes, the log. */
+#include <sys/resource.h>
 #include <time.h>
 
 #include "fake.h"
@@ -101,6 +102,23 @@ static void test_multi(void)
     serve_end(&s);
 }
 
+static void send_byte(int socket, uint8_t byte, int fd)
+{
+    struct iovec part = {&byte, 1};
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {{0}};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes};
+    message.msg_controllen = sizeof(control.bytes);
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(int));
+    CHECK(sendmsg(socket, &message, 0) == 1);
+}
+
 /* A, B+fd, C, D+2fd joined in the socket: each descriptor stays with its own message. */
 static void test_descriptors(void)
 {
@@ -132,8 +150,35 @@ static void test_descriptors(void)
     put_fds(s.client, 7, 2, payload, 32, many, 17);
     umdev_link_message message;
     CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_BROKEN && message.error == EMSGSIZE);
+    serve_end(&s);
+    /* Nor does it help to send them one by one with the bytes of one message. */
+    serve_connect(&s);
+    for (int i = 0; i < 17; i++)
+        send_byte(s.client, i == 4 ? 32 : 0, many[i]); /* the fifth byte begins the size */
+    CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_BROKEN && message.error == EMSGSIZE);
     for (int i = 0; i < 17; i++)
         close(many[i]);
+    serve_end(&s);
+}
+
+/* Descriptors that this process has no room for are not the client's mistake. */
+static void test_no_descriptor_left(void)
+{
+    served s;
+    serve_connect(&s);
+    uint8_t payload[32] = {0};
+    int one = eventfd(0, 0);
+    put_fds(s.client, 1, 2, payload, 32, &one, 1);
+    struct rlimit limit, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = limit;
+    none.rlim_cur = 0;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    umdev_link_message message;
+    int event = umdev_link_run(s.link, &message);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK(event == UMDEV_LINK_BROKEN && message.error == EMFILE);
+    close(one);
     serve_end(&s);
 }
 
@@ -158,6 +203,40 @@ static void test_broken(void)
     CHECK(send(s.client, "half a header", 13, 0) == 13);
     serve_end(&s);
     CHECK(s.event == UMDEV_LINK_CLOSED);
+}
+
+static void *post_for_ever(void *context)
+{
+    uint8_t message[36];
+    memcpy(message, &(wire_header){0, WRITE, 36, NO_REPLY, 0}, 16);
+    memcpy(message + 16, &(wire_access){4, 0, 4}, 16);
+    memset(message + 32, 1, 4);
+    while (send(*(int *)context, message, sizeof(message), MSG_NOSIGNAL) == (ssize_t)sizeof(message))
+        ;
+    return NULL;
+}
+
+/* A signal that finds C between two system calls wakes nobody: the loop comes back by itself, idle, busy, and while another
+ * thread reads the socket. */
+static void test_slices(void)
+{
+    served s;
+    serve_connect(&s);
+    umdev_link_message message;
+    umdev_link_set_slice(s.link, 20);
+    CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_INTERRUPTED); /* idle */
+    s.link->receiving = 1; /* as if a transfer did */
+    CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_INTERRUPTED);
+    s.link->receiving = 0;
+    pthread_t busy;
+    CHECK(pthread_create(&busy, NULL, post_for_ever, &s.client) == 0);
+    for (int i = 0; i < 3; i++)
+        CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_INTERRUPTED);
+    CHECK(atomic_load(&fake_writes) > 0);
+    umdev_link_stop(s.link);
+    pthread_join(busy, NULL);
+    CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_STOPPED);
+    serve_end(&s);
 }
 
 typedef struct slow_reader {
@@ -240,7 +319,9 @@ int main(void)
     test_posted_batch();
     test_multi();
     test_descriptors();
+    test_no_descriptor_left();
     test_broken();
+    test_slices();
     test_a_slow_reader_has_one_deadline();
     test_log();
     test_transfers();

@@ -197,6 +197,49 @@ static void test_cancel(void)
     free(m);
 }
 
+/* While a transfer waits, it takes the client's next messages off the socket, but no more descriptors than it can keep. */
+static void test_many_descriptors_wait_their_turn(void)
+{
+    enum { MESSAGES = 20, EACH = UMDEV_LINK_MAX_FDS }; /* 320 descriptors; 256 are kept */
+    served s;
+    serve_connect(&s);
+    dma_link = s.link;
+    pthread_t work;
+    wire_header header;
+    uint8_t payload[64] = {0};
+    int fds[EACH];
+    CHECK(pthread_create(&work, NULL, unlocked_worker, NULL) == 0);
+    CHECK(get(s.client, &header, payload, 64) == 16); /* the layout probe */
+    for (int i = 0; i < EACH; i++)
+        fds[i] = eventfd(0, 0);
+    for (int i = 0; i < MESSAGES; i++)
+        put_fds(s.client, (uint16_t)i, 2, payload, 32, fds, EACH);
+    put(s.client, header.id, header.command, REPLY, payload, 16);
+    for (int full = 0; !full; usleep(1000)) {
+        pthread_mutex_lock(&s.link->mutex);
+        full = s.link->fd_count > LINK_MAX_QUEUED_FDS - EACH || s.link->state != LINK_OPEN;
+        pthread_mutex_unlock(&s.link->mutex);
+    }
+    for (int i = 0; i < MESSAGES; i++) {
+        umdev_link_message message;
+        CHECK(umdev_link_run(s.link, &message) == UMDEV_LINK_MESSAGE);
+        CHECK(message.id == i && message.fd_count == EACH);
+        for (uint32_t k = 0; k < message.fd_count; k++)
+            close(message.fds[k]);
+    }
+    memory *m = calloc(1, sizeof(*m));
+    m->fd = s.client;
+    m->answers = 1;
+    serve_memory(m);
+    void *result;
+    pthread_join(work, &result);
+    CHECK(result == NULL);
+    for (int i = 0; i < EACH; i++)
+        close(fds[i]);
+    serve_end(&s);
+    free(m);
+}
+
 static void test_transfer_failures(void)
 {
     served s;
@@ -316,6 +359,7 @@ void test_transfers(void)
     test_loop_waits_for_the_lock();
     test_loop_never_waits();
     test_cancel();
+    test_many_descriptors_wait_their_turn();
     test_transfer_failures();
     test_many_workers();
     test_stop_and_disconnect();

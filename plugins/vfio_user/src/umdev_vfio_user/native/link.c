@@ -100,6 +100,7 @@ int umdev_link_connect(umdev_link *link, int fd)
         link->error = 0;
         link->head = link->scan = link->tail = link->current = 0;
         link->ready = 0;
+        link->slice_ms = 0;
         link->layout = UMDEV_LINK_UNKNOWN;
         link->max_transfer = UMDEV_LINK_MAX_TRANSFER;
     }
@@ -141,6 +142,14 @@ void umdev_link_set_ready(umdev_link *link, uint32_t max_transfer)
     link->ready = 1;
     link->max_transfer = max_transfer < 1 ? 1 : max_transfer;
     pthread_mutex_unlock(&link->mutex);
+}
+
+void umdev_link_set_slice(umdev_link *link, uint32_t milliseconds)
+{
+    struct timeval wait = {milliseconds / 1000, (suseconds_t)(milliseconds % 1000) * 1000};
+    link->slice_ms = milliseconds;
+    /* Ends the loop's read; who waits for DMA polls. It can't fail: this is a socket. */
+    setsockopt(link->fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
 }
 
 void umdev_link_set_reply_timeout(umdev_link *link, uint32_t milliseconds)

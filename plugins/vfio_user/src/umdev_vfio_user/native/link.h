@@ -13,7 +13,7 @@
 
 enum {
     LINK_HEADER = 16,
-    LINK_MAX_QUEUED_FDS = 256, /* of messages that wait for their turn */
+    LINK_MAX_QUEUED_FDS = 256, /* of messages that wait for their turn; nobody receives when one more may not fit */
     LINK_DMA_CHUNK = 65536,    /* fits a socket's default buffer, so that a request never waits half sent */
     LINK_CAPACITY = 2 * UMDEV_LINK_MAX_MESSAGE + 65536,
     LINK_SEND_TIMEOUT_MS = 5000
@@ -106,6 +106,7 @@ struct umdev_link {
     size_t current; /* bytes of the message that the caller of run is answering */
     int ready;
     uint32_t posted; /* not 0: the last message asked for no reply */
+    uint32_t slice_ms;
     uint8_t *reply;
     _Atomic(const void *) loop; /* identity of the loop thread, while it serves a client */
     atomic_int stopping;

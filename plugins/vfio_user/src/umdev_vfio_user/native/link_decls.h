@@ -18,7 +18,7 @@ enum umdev_link_event {
     UMDEV_LINK_STOPPED = 2,     /* by umdev_link_stop */
     UMDEV_LINK_CLOSED = 3,      /* the peer is gone */
     UMDEV_LINK_BROKEN = 4,      /* the peer broke the protocol, message->error says how (errno) */
-    UMDEV_LINK_INTERRUPTED = 5  /* by a signal: run its handler and call again */
+    UMDEV_LINK_INTERRUPTED = 5  /* by a signal, or a slice is over: run signal handlers and call again */
 };
 
 enum umdev_link_region_flag {
@@ -64,6 +64,9 @@ void umdev_link_set_ready(umdev_link *link, uint32_t max_transfer);
 void umdev_link_set_reply_timeout(umdev_link *link, uint32_t milliseconds);
 int umdev_link_layout(umdev_link *link);
 
+/* For the loop, after connect: `run` comes back at least this often (0: only when something happens), between two reads
+ * of the socket. Python runs signal handlers only then, and a signal that comes while C waits for nothing wakes nobody. */
+void umdev_link_set_slice(umdev_link *link, uint32_t milliseconds);
 int umdev_link_run(umdev_link *link, umdev_link_message *message);
 /* `run` returns UMDEV_LINK_STOPPED, now and ever after. */
 void umdev_link_stop(umdev_link *link);

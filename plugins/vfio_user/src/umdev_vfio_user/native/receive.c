@@ -52,8 +52,11 @@ int link_receive(umdev_link *link, int flags, link_received *received)
             }
         }
     }
-    /* More descriptors than we said we take: some are lost already, so the message has lost its meaning. */
-    return message.msg_flags & MSG_CTRUNC ? -EMSGSIZE : 0;
+    if (!(message.msg_flags & MSG_CTRUNC))
+        return 0;
+    /* Some descriptors are lost, so the message has lost its meaning: there are more than we said we take, or this
+     * process has no room for them (unix(7) tells the two apart by nothing else). */
+    return received->fd_count == UMDEV_LINK_MAX_FDS ? -EMSGSIZE : -EMFILE;
 }
 
 void link_close_fds(umdev_link *link, size_t start, size_t end)
@@ -137,6 +140,9 @@ static void find_messages(umdev_link *link)
             link->scan = end;
         }
     }
+    /* Of a message that is not whole yet. So a client that only ever begins messages can't fill the queue. */
+    if (link->fd_count && fds_within(link, link->scan, SIZE_MAX) > UMDEV_LINK_MAX_FDS)
+        link_broken(link, EMSGSIZE);
 }
 
 void link_absorb(umdev_link *link, int status, const link_received *received)
@@ -145,9 +151,8 @@ void link_absorb(umdev_link *link, int status, const link_received *received)
     if (received->count > 0) {
         link->tail += (size_t)received->count;
         for (uint32_t i = 0; i < received->fd_count; i++) {
-            if (link->fd_count == LINK_MAX_QUEUED_FDS || status < 0) {
+            if (status < 0) {
                 close(received->fds[i]);
-                status = -EMSGSIZE;
                 continue;
             }
             link->fds[link->fd_count] = received->fds[i];

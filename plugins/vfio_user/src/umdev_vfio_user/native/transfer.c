@@ -4,6 +4,7 @@
  * unread in the socket. Messages that come in between stay in the buffer for the loop thread.
  */
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -34,7 +35,7 @@ static int deadline_left_ms(const deadline *end)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     long long left = (long long)(end->at.tv_sec - now.tv_sec) * 1000 + (end->at.tv_nsec - now.tv_nsec) / 1000000;
-    return left < 0 ? 0 : (int)left;
+    return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
 static int wait_change(umdev_link *link, const deadline *end)
@@ -96,7 +97,7 @@ static int wait_reply(umdev_link *link, const deadline *end)
             wait_change(link, end);
             continue;
         }
-        if (link->tail == LINK_CAPACITY) {
+        if (link->tail == LINK_CAPACITY || link->fd_count > LINK_MAX_QUEUED_FDS - UMDEV_LINK_MAX_FDS) {
             /* The loop thread makes room when it is not the one that waits here. */
             if (wait_change(link, end) == -ETIMEDOUT)
                 return -ENOBUFS;

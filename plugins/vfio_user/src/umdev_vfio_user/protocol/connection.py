@@ -14,7 +14,7 @@ from .requests import FROM_CLIENT, FROM_SERVER, Refused, decode_request
 from .structs import HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
 MAX_UNDER_WAY = 1024
 """Requests that may wait for their replies."""
@@ -99,21 +99,27 @@ class Connection:
         code = message.error if 0 < message.error < 4096 else 5
         return Reply(message.id, command, code if failed else 0, message.payload, message.descriptors)
 
-    def request(self, command: Command, payload: bytes = b"", *, reply: bool = True) -> tuple[int, bytes]:
-        """A command's identifier and bytes. With `reply` False the peer must not answer.
+    def request(
+        self, command: Command, payload: bytes = b"", *, reply: bool = True, taken: Container[int] = ()
+    ) -> tuple[int, bytes]:
+        """A command's identifier, none of `taken`, and bytes. With `reply` False the peer must not answer.
 
         Raises: StateError when MAX_UNDER_WAY requests wait for replies already.
         """
         if reply and len(self._under_way) >= MAX_UNDER_WAY:
             raise StateError(f"{MAX_UNDER_WAY} requests wait for their replies")
         number = self._next_id
-        while number in self._under_way:
+        while number in self._under_way or number in taken:
             number = (number + 1) & 0xFFFF
         self._next_id = (number + 1) & 0xFFFF
         if reply:
             self._under_way[number] = command
         flags = 0 if reply else HeaderFlag.NO_REPLY
         return number, HEADER.pack(number, command, HEADER.size + len(payload), flags, 0) + payload
+
+    def cancel(self, number: int) -> None:
+        """The request was not sent, so there is no reply to it."""
+        self._under_way.pop(number, None)
 
     @staticmethod
     def reply(message: Message, payload: bytes = b"", error: int = 0) -> bytes:
