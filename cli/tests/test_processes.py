@@ -449,3 +449,16 @@ def test_a_socket_path_that_exists_or_is_too_long(toys: Umdev, name: str) -> Non
     assert last.startswith(f"umdev: SocketPathError: {path} ")
     assert (toys.folder / "taken").read_text() == "mine"
     assert toys.left() == []
+
+
+def test_what_is_not_of_dead_hosts_stays_in_the_runtime_directory(toys: Umdev) -> None:
+    folder = toys.runtime / "of somebody"
+    folder.mkdir(mode=0o700, parents=True)
+    (toys.runtime / f"{C}.sock").write_text("no socket")
+    with socket.socket(socket.AF_UNIX) as named, socket.socket(socket.AF_UNIX) as living:
+        named.bind(str(toys.runtime / "mine.sock"))
+        living.bind(str(toys.runtime / f"{A}.sock"))
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(toys.runtime / f"{B}.sock"))
+        assert toys.out("list") == ""
+    assert toys.left() == [f"{A}.sock", f"{C}.sock", "mine.sock", "of somebody"]
