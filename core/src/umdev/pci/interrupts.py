@@ -246,7 +246,10 @@ class InterruptPort:
         lib.umdev_irq_disable(self._irq, index)
 
     def disconnect_all(self) -> None:
-        """`disable` every index: the bus has gone."""
+        """The bus has gone: disconnect every vector and listener, forget the masks that it set.
+
+        What pends stays until a reset and goes to whom is connected next, unless the client owned the vectors' state.
+        """
         lib.umdev_irq_disconnect_all(self._irq)
 
     def trigger(self, index: int, vector: int) -> bool:
