@@ -69,7 +69,12 @@ def tidy(directory: Path | None = None) -> list[HostFolder]:
         # A device's claim is taken before its socket is made and given back after, but `claims` is a moment old.
         for path in directory.glob(f"*{_SOCKET_SUFFIX}"):
             uuid = path.name.removesuffix(_SOCKET_SUFFIX)
-            if is_uuid(uuid) and uuid not in claims and not (directory / "instances" / uuid).exists() and _is_dead(path):
+            if (
+                is_uuid(uuid)
+                and uuid not in claims
+                and not (directory / "instances" / uuid).exists()
+                and _is_dead(path)
+            ):
                 path.unlink(missing_ok=True)
         runtime.prune(directory)
     return living
