@@ -17,8 +17,8 @@ def command(uuid: str, parent: str | None, *, force: bool) -> None:
     """Remove the definition of a device, for every parent unless one is named. Running devices are unaffected."""
     del force
     definitions = Definitions()
-    found = definitions.all(uuid, parent)
+    found = definitions.files(uuid, parent)
     if not found:
         raise NotFound(f"{uuid} is not defined{f' for {parent}' if parent else ''}")
-    for named in found:
-        definitions.remove(named)
+    for path in found:
+        definitions.remove(path)
