@@ -288,7 +288,11 @@ class TestFailures:
         try:
             holder.stdout.readline()
             assert toys.out("list") == f"{A} toys toy manual\n"
-            assert f"lives in process {holder.pid}, which was not started by" in toys.fails(4, "stop", "-u", A)
+            said = f"{A} lives in process {holder.pid}, which was not started by umdev start or umdev serve"
+            assert toys.fails(4, "stop", "-u", A) == f"NotSupported: {said}"
+            toys("start", "-u", B, *TOY)
+            shown = toys("show")
+            assert (shown.stdout, shown.stderr) == (f"{B} toys toy [00ff]: 1234:0001 (rev 00)\n", f"umdev: {said}\n")
         finally:
             holder.communicate()
 
@@ -384,6 +388,11 @@ class TestServe:
         assert self.ended(process) == 0
         assert not path.exists()
         assert toys.left() == []
+
+    def test_a_path_is_told_for_every_folder(self, toys: Umdev) -> None:
+        process, _ = self.serve(toys, "toy", "--socket-path", "toy.sock", "-u", A, cwd=toys.folder)
+        assert toys.json("show", A, "--json")["socket"] == str(toys.folder / "toy.sock")
+        assert self.ended(process) == 0
 
     def test_options_of_the_bus(self, toys: Umdev) -> None:
         process, line = self.serve(toys, "toy", "--water", "cold")
