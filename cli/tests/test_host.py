@@ -88,7 +88,7 @@ class Driver:
 
 
 class Running:
-    """A host that runs in a thread; the end of a device may take no time at all."""
+    """A host that runs in a thread."""
 
     def __init__(self, folder: Path) -> None:
         claimed = hosts.claim_folder(folder, "toys")
@@ -97,11 +97,11 @@ class Running:
         self.driver = Driver()
         toy = DeviceType("toy", "A toy", Toy, attributes={"at": "where it is stuck"})
         self.host = Host(folder, *claimed, Parent("toys", [toy], shared_process=True), "own", driver=self.driver)
-        self.host._end_seconds = 0.1
         self.thread = threading.Thread(target=self.host.run)
         self.thread.start()
 
     def add(self, identity: str, at: str = "") -> None:
+        self.host._end_seconds = 0.1 if at == "close" else PATIENCE  # those are stuck however long one waits
         self(control.Add(identity, "toy", {"at": at}, None))
 
     def __call__(self, request: control.Request) -> Any:
