@@ -268,8 +268,15 @@ class TestList:
 
     def test_a_damaged_definition_is_named(self, umdev: Command) -> None:
         umdev("define", "-u", A, "-p", "toys", "-t", "toy")
+        umdev("define", "-u", B, "-p", "toys", "-t", "toy")
         (umdev.config / "toys" / A).write_text("{")
-        assert str(umdev.config / "toys" / A) in umdev.fails(2, "list", "-d")
+        for arguments in (["list"], ["list", "-d"]):
+            assert run(arguments) == 0
+            captured = umdev.capsys.readouterr()
+            assert captured.out == (f"{B} toys toy manual\n" if "-d" in arguments else "")
+            assert captured.err.startswith(f"umdev: InvalidArgument: {umdev.config / 'toys' / A} is no definition: ")
+        umdev("undefine", "-u", A)
+        assert umdev("list", "-d") == f"{B} toys toy manual\n"
 
 
 def test_types(umdev: Command) -> None:

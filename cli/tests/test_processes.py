@@ -317,7 +317,11 @@ class TestFailures:
         try:
             holder.stdout.readline()
             assert toys.out("list") == f"{A} toys toy manual\n"
-            assert f"lives in process {holder.pid}, which was not started by" in toys.fails(4, "stop", "-u", A)
+            said = f"{A} lives in process {holder.pid}, which was not started by umdev start or umdev serve"
+            assert toys.fails(4, "stop", "-u", A) == f"NotSupported: {said}"
+            toys("start", "-u", B, *TOY)
+            shown = toys("show")
+            assert (shown.stdout, shown.stderr) == (f"{B} toys toy [00ff]: 1234:0001 (rev 00)\n", f"umdev: {said}\n")
         finally:
             holder.communicate()
 
@@ -414,6 +418,11 @@ class TestServe:
         assert not path.exists()
         assert toys.left() == []
 
+    def test_a_path_is_told_for_every_folder(self, toys: Umdev) -> None:
+        process, _ = self.serve(toys, "toy", "--socket-path", "toy.sock", "-u", A, cwd=toys.folder)
+        assert toys.json("show", A, "--json")["socket"] == str(toys.folder / "toy.sock")
+        assert self.ended(process) == 0
+
     def test_options_of_the_bus(self, toys: Umdev) -> None:
         process, line = self.serve(toys, "toy", "--water", "cold")
         assert line.endswith(",water=cold'\n")
@@ -478,3 +487,16 @@ def test_a_socket_path_that_exists_or_is_too_long(toys: Umdev, name: str) -> Non
     assert last.startswith(f"umdev: SocketPathError: {path} ")
     assert (toys.folder / "taken").read_text() == "mine"
     assert toys.left() == []
+
+
+def test_what_is_not_of_dead_hosts_stays_in_the_runtime_directory(toys: Umdev) -> None:
+    folder = toys.runtime / "of somebody"
+    folder.mkdir(mode=0o700, parents=True)
+    (toys.runtime / f"{C}.sock").write_text("no socket")
+    with socket.socket(socket.AF_UNIX) as named, socket.socket(socket.AF_UNIX) as living:
+        named.bind(str(toys.runtime / "mine.sock"))
+        living.bind(str(toys.runtime / f"{A}.sock"))
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(toys.runtime / f"{B}.sock"))
+        assert toys.out("list") == ""
+    assert toys.left() == [f"{A}.sock", f"{C}.sock", "mine.sock", "of somebody"]

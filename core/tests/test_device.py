@@ -327,9 +327,21 @@ def test_damaged_state_is_a_named_error_and_leaves_a_device_that_works(clock):
         assert timer.save() == saved
 
 
-@pytest.mark.parametrize("method", ["close", "__init__", "pci", "bar0", "nothing"])
-def test_saved_work_names_methods_of_the_model_only(timer, method):
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [("", "__init__"), ("", "pci"), ("", "bar0"), ("", "nothing"), ("bar0", "close"), ("", "close"), ("", "_release"),
+     ("", "end_work"), ("", "on_close"), ("bar0", "__init_subclass__"), ("bar0", "ticks")],
+)  # fmt: skip
+def test_saved_work_names_methods_of_the_model_only(timer, owner, method):
     saved = timer.save()
-    owner = "" if method != "close" else "bar0"
-    with pytest.raises(SaveError, match="does not exist"):
+    with pytest.raises(SaveError, match="is no method of the model"):
         timer.restore({**saved, "work": [{"owner": owner, "method": method, "in_ns": 0, "period_ns": 0}]})
+    assert not timer.closed
+
+
+def test_work_that_is_no_method_of_the_model_is_not_saved(timer):
+    for job in (timer.on_close, functools.partial(timer.bar0.tick), lambda: None):
+        work = timer.after(1, job)
+        with pytest.raises(SaveError, match="can't be saved: give `after` a method of the model's own"):
+            timer.save()
+        work.cancel()

@@ -240,3 +240,17 @@ class TestRuntimeDirectory:
         assert runtime.config_directory() == Path("/cfg/umdev")
         monkeypatch.setenv("UMDEV_CONFIG_DIR", "/x/y")
         assert runtime.config_directory() == Path("/x/y")
+
+
+def test_a_forked_childs_close_leaves_the_claim(directory: Path, claims: InstanceClaims) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from umdev.instances import InstanceClaims; "
+        "claims = InstanceClaims(Path(sys.argv[1])); "
+        f"claim = claims.claim('mtty', 'mtty-1', '{A}', 1, 24); "
+        "child = os.fork(); "
+        "child or (claim.close(), os._exit(0)); "
+        "assert os.waitpid(child, 0)[1] == 0; "
+        f"assert list(claims.used()) == ['{A}']; "
+        "claim.close(); assert not claims.used()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(directory)], check=True, timeout=60)

@@ -1,15 +1,18 @@
 """The interrupt port: what a model raises, what a bus connects, what a reset leaves."""
 
+import contextlib
 import ctypes
+import errno
 import gc
 import os
+import resource
 import select
 import time
 from pathlib import Path
 
 import pytest
 from umdev._native import ffi, lib
-from umdev.errors import DeclarationError, InvalidArgument, SaveError, StateError
+from umdev.errors import DeclarationError, InvalidArgument, SaveError, StateError, TransportError
 from umdev.pci import InterruptPort, Interrupts, InterruptState, IrqIndex, Msi, Msix, VectorState
 
 MASTER = InterruptState.BUS_MASTER
@@ -327,6 +330,24 @@ def test_a_bus_may_follow_the_level_of_the_pin(event):
     port.disconnect_all()
     port.lower()
     assert levels == [1, 0, 1]
+
+
+def test_without_descriptors_the_error_has_its_number(event):
+    port = make_port(msi=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (event + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(event))
+        with pytest.raises(TransportError, match="interrupt index 1, vector 0: Too many open files") as raised:
+            port.connect(IrqIndex.MSI, 0, event)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert raised.value.errno == errno.EMFILE
 
 
 def test_a_ring_of_trigger_and_unmask_costs_little(event):

@@ -188,6 +188,15 @@ def test_guest_memory_is_whole_pages(device, size):
     bus.open_function(device).close()
 
 
+@pytest.mark.parametrize("region", [-1, 1 << 32, 1 << 70])
+def test_what_is_no_number_of_a_region(function, region):
+    with pytest.raises(InvalidArgument, match="no number of a region"):
+        function.region_read(region, 0, 4)
+    with pytest.raises(InvalidArgument, match="no number of a region"):
+        function.region_write(region, 0, b"abcd")
+    assert function.region_read(99, 0, 4) == b"\xff" * 4
+
+
 def test_too_many_vectors(function):
     with pytest.raises(InvalidArgument, match="4 vectors"):
         function.connect_irq(1, [-1] * 5)

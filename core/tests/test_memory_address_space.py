@@ -463,3 +463,11 @@ def test_readers_in_other_threads_see_the_old_or_the_new_map_and_nothing_else(sp
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_what_a_client_claims_to_have_is_not_allocated(space, monkeypatch):
+    space.map(0x1000, 1 << 50)
+    monkeypatch.setattr("umdev.memory.address_space._new_bytes", None)  # nothing may be allocated
+    with pytest.raises(DmaError, match=r"memory at 0x1000 is by message: at most 64 MiB in one read") as raised:
+        space.read(0x2000, 1 << 34)
+    assert (raised.value.iova, raised.value.length) == (0x2000, 1 << 34)

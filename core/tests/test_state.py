@@ -98,6 +98,22 @@ def test_restore_wants_exactly_the_declared_names(change):
     assert engine.serial == 1
 
 
+@pytest.mark.parametrize(("name", "value"), [("serial", "7"), ("serial", [7]), ("buffer", [1]), ("seen", {})])
+def test_a_value_keeps_the_kind_of_its_default(name, value):
+    saved = state.save({"": Engine()})
+    engine = Engine()
+    with pytest.raises(SaveError, match=f"x.{name} is of type {type(value).__name__}, its default "):
+        state.restore({"x": engine}, {f"x.{key}": item for key, item in {**saved, name: value}.items()})
+    assert engine.serial == 7
+    setattr(engine, name, value)
+    with pytest.raises(SaveError, match=f"x.{name} is of type"):
+        state.save({"x": engine})
+    for fitting in (None, getattr(Engine(), name)):
+        setattr(engine, name, fitting)
+        state.restore({"": engine}, state.save({"": engine}))
+        assert getattr(engine, name) == fitting
+
+
 def test_a_default_is_a_function():
     with pytest.raises(DeclarationError, match="lambda"):
         State(5)

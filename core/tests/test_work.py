@@ -1,8 +1,8 @@
 """Clocks and deferred work."""
 
+import asyncio
 import contextlib
 import gc
-import sys
 import threading
 import time
 import weakref
@@ -166,16 +166,53 @@ def test_what_waits_for_the_lock_is_still_pending_and_stops_with_the_clock(live)
 
 def test_a_guest_may_program_a_timer_for_the_end_of_time(live):
     live.queue.after(2**64 / 1e9, live.note("in 584 years"))
+    live.queue.after(1e300, live.note("later"), period=1e300)
+    assert all(work.due_ns < 1 << 64 for work in live.queue.pending)
     time.sleep(0.01)  # the thread looks at it
     live.queue.after(0, live.note("now"))
     until(lambda: live.ran)
 
 
-def test_a_job_that_exits_ends_nothing(live):
-    live.queue.after(0, sys.exit)
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, pytest.fail.Exception])
+def test_a_job_that_raises_anything_ends_nothing(live, error):
+    def leave():
+        raise error
+
+    live.queue.after(0, leave)
     live.queue.after(0, live.note("after"))
     until(lambda: live.ran)
-    assert isinstance(live.failures[0], SystemExit)
+    assert isinstance(live.failures[0], error)
+    assert live.queue.pending == []
+
+
+def test_who_drives_a_clock_can_be_interrupted(bed):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    bed.queue.after(1, interrupt, period=2)
+    with pytest.raises(KeyboardInterrupt):
+        bed.clock.advance(5)
+    assert bed.clock.now == 1
+    assert not bed.lock.locked()
+    assert [work.due_ns for work in bed.queue.pending] == [3_000_000_000]
+
+
+def test_work_of_several_devices_runs_in_order_of_time(bed):
+    other = Bed(bed.clock)
+    order = []
+    bed.queue.after(1, lambda: order.append(("first", bed.clock.now)), period=2)
+    other.queue.after(2, lambda: order.append(("other", bed.clock.now)), period=2)
+    other.queue.after(1, lambda: order.append(("at once", bed.clock.now)))
+    forget = bed.clock.drive(lambda until_ns: order.append(("step by", until_ns / 1e9)))
+    bed.clock.advance(3)
+    assert [each for each in order if each[0] != "step by"] == [
+        ("first", 1), ("at once", 1), ("other", 2), ("first", 3)
+    ]  # fmt: skip
+    assert [by for name, by in order if name == "step by"] == [1, 1, 2, 3, 3]
+    forget()
+    bed.clock.advance(1)
+    assert order[-1] == ("other", 4)
+    other.queue.close()
 
 
 def test_cancelled_work_takes_no_room(bed):

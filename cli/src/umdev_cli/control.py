@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,6 +42,7 @@ REQUEST_LIMIT = 1 << 20
 REPLY_LIMIT = 256 << 20
 """Bytes: a reply may carry a screenshot."""
 _LENGTH = struct.Struct("<I")
+_BUSY_POLL = 0.01
 _PEER = struct.Struct("3i")
 
 
@@ -152,12 +154,23 @@ def listen(folder: Path) -> socket.socket:
 
 
 def connect(folder: Path, timeout: float) -> socket.socket:
-    """Raises: Disconnected when nobody listens there."""
+    """Raises: Disconnected when nobody listens there, or has no place for more clients for `timeout` seconds."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
+    deadline = time.monotonic() + timeout
     try:
         with _short(folder) as short:
-            connection.connect(f"{short}/control")
+            while True:
+                try:
+                    connection.connect(f"{short}/control")
+                    break
+                except BlockingIOError:  # so many clients wait already (unix(7), EAGAIN)
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_BUSY_POLL)
+    except BlockingIOError as error:
+        connection.close()
+        raise Disconnected(f"the process in {folder} lives, but takes no more clients") from error
     except OSError as error:
         connection.close()
         raise Disconnected(f"no process answers in {folder}: {error.strerror or error}") from error

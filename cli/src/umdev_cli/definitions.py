@@ -18,7 +18,7 @@ from umdev.runtime import config_directory
 from .identity import is_uuid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Definition", "Definitions", "Named"]
 
@@ -83,15 +83,37 @@ class Definitions:
         """`directory` stands in for the user's configuration directory."""
         self._directory = directory or config_directory()
 
-    def all(self, uuid: str | None = None, parent: str | None = None) -> list[Named]:
-        """Those that match, by parent and UUID. Raises: InvalidArgument when a file can't be read."""
+    def files(self, uuid: str | None = None, parent: str | None = None) -> list[Path]:
+        """The files of those that match, by parent and UUID, whatever is in them: `PARENT/UUID`."""
+        return [
+            path
+            for folder in _folders(self._directory)
+            if parent in (None, folder.name)
+            for path in sorted(folder.iterdir())
+            if is_uuid(path.name) and uuid in (None, path.name)
+        ]
+
+    def all(
+        self,
+        uuid: str | None = None,
+        parent: str | None = None,
+        *,
+        damaged: Callable[[InvalidArgument], None] | None = None,
+    ) -> list[Named]:
+        """Those that match, by parent and UUID. `damaged`, if given, is told of files that can't be read.
+
+        Raises: InvalidArgument for such a file otherwise.
+        """
         found = []
-        for folder in _folders(self._directory):
-            if parent in (None, folder.name):
-                names = sorted(
-                    path.name for path in folder.iterdir() if is_uuid(path.name) and uuid in (None, path.name)
-                )
-                found += [Named(name, folder.name, read(folder / name)) for name in names]
+        for path in self.files(uuid, parent):
+            try:
+                found.append(Named(path.name, path.parent.name, read(path)))
+            except NotFound:  # undefined just now
+                continue
+            except InvalidArgument as error:
+                if damaged is None:
+                    raise
+                damaged(error)
         return found
 
     def one(self, uuid: str, parent: str | None = None) -> Named:
@@ -124,13 +146,14 @@ class Definitions:
             Path(temporary).unlink()
             raise
 
-    def remove(self, named: Named) -> None:
-        """Raises: NotFound when it is gone already."""
-        path = self._path(named.parent, named.uuid)
+    def remove(self, path: Path) -> None:
+        """Remove one of `files`. Raises: NotFound when it is gone already; InvalidArgument when it can't be removed."""
         try:
             path.unlink()
         except FileNotFoundError:
-            raise NotFound(f"{named.uuid} is not defined for {named.parent}") from None
+            raise NotFound(f"{path.name} is not defined for {path.parent.name}") from None
+        except OSError as error:
+            raise InvalidArgument(f"{path}: {error.strerror}") from error
         with contextlib.suppress(OSError):  # other definitions of the parent remain
             path.parent.rmdir()
 

@@ -1,7 +1,7 @@
 """The process that hosts devices: one device, or all devices of a parent whose devices share state.
 
 It serves each device's bus in a thread, answers its control socket, and ends with its last device, on SIGTERM or
-SIGINT. Whatever way it ends, `hosts.tidy` removes what it may leave.
+SIGINT; also when a handler of a device never returns. Whatever way it ends, `hosts.tidy` removes what it may leave.
 """
 
 from __future__ import annotations
@@ -26,20 +26,24 @@ from umdev.plugins import plugins
 from . import control, hosts, vmm
 from .describe import describe
 from .failures import Exit, exit_code
+from .served import Served, StillBusy
 from .tracing import Tracing
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
     from umdev.device import Device, Parent
 
-__all__ = ["Host", "Spec", "main"]
+__all__ = ["Host", "Spec", "main", "open_host", "whole_process"]
 
 _log = logging.getLogger("umdev.host")
 _REQUEST_SECONDS = 10.0
-_PARTING_SECONDS = 1.0  # who asked for the end gets the answer
+_END_SECONDS = 10.0
+"""A device that takes longer to end is stuck in a handler."""
+_PARTING_SECONDS = 1.0
+"""What others get to finish when the process ends; who has asked for that gets the answer."""
 _ACCEPT_PAUSE = 0.1
 """Seconds before another try when a connection can't be accepted."""
 
@@ -58,43 +62,12 @@ class Spec(msgspec.Struct):
     """Descriptor that the reply to `first` is written to."""
 
 
-class _Served:
-    """A device and the bus server that serves it, in a thread of its own."""
-
-    def __init__(self, device: Device, server: Any, ended: Callable[[str], None]) -> None:
-        self.device = device
-        self.server = server
-        self._ended = ended
-        self._thread = threading.Thread(target=self._run, name=f"serve {device.context.uuid}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.server.run()
-        except Exception:  # noqa: BLE001 - a bus may raise anything; the host's other devices go on
-            _log.exception("%s: its bus failed", self.device)
-        self._ended(str(self.device.context.uuid))
-
-    def close(self) -> None:
-        """End the server, then the device."""
-        try:
-            self.server.stop()
-            self.join()
-            self.server.close()
-        finally:
-            self.device.close()
-
-    def join(self) -> None:
-        """Wait for the thread's end: a bus that ended by itself closes its device there."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-
 class Host:
     """Devices of one parent on one bus, with the control socket for them. Use as a context manager."""
 
     def __init__(self, runtime: Path, folder: Path, lock: int, parent: Parent, bus: str, *, driver: Any = None) -> None:
-        """Owns `folder` and `lock`, as `hosts.claim_folder` gave them. `driver` serves, if given, in place of the bus.
+        """Owns `folder` and `lock`, as `hosts.claim_folder` gave them. `driver` serves, if given, in place of the bus,
+        and devices may then take any time to end.
 
         Raises: NotFound, PluginConflict, PluginError for the bus; NotSupported when it can't serve other processes.
         """
@@ -104,14 +77,16 @@ class Host:
         if not hasattr(self._bus, "serve"):
             raise NotSupported(f"the bus {bus} works inside one process only; vfio-user can serve others")
         self._hypervisor, self._setup = (None, None) if driver else vmm.prepare(bus)
-        self._served: dict[str, _Served] = {}
-        self._parting: set[_Served] = set()
-        """Whose bus has ended by itself, until the device is closed."""
+        self._end_seconds = None if driver else _END_SECONDS
+        self._served: dict[str, Served] = {}
+        """Until they are closed."""
+        self._adding: set[str] = set()
+        """Whose models are being made, which may take long."""
         self._talks: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._stopping: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        """Talks with who has asked for a device's end, and so maybe for that of the process."""
         self._tracing = Tracing()
-        self._guard = threading.RLock()
-        self._stopping = threading.Lock()
-        """Held while a device ends that somebody has asked to stop."""
+        self._guard = threading.Condition()
         self._closing = False
         """No device is taken any more."""
         self._over = False
@@ -134,51 +109,76 @@ class Host:
         with self._guard:
             if self._closing:
                 raise StateError("the host process is ending")
-            if request.uuid in self._served:
-                raise Conflict(
-                    f"{request.uuid} is in use: {self._served[request.uuid].device} in process {os.getpid()}"
-                )
+            if request.uuid in self._adding or request.uuid in self._served:
+                raise Conflict(f"{request.uuid} is in use in process {os.getpid()}")
+            self._adding.add(request.uuid)
+        try:
+            served = self._serve(request, descriptor)
+        finally:
+            with self._guard:
+                self._adding.remove(request.uuid)
+                self._guard.notify_all()
+            if self._is_last():  # the others have ended meanwhile, and this one too or never was
+                self.end()
+        return self._describe(served)
+
+    def _serve(self, request: control.Add, descriptor: int | None) -> Served:
+        path = request.socket
+        if path is None and descriptor is None:
+            path = str(hosts.socket_path(self._runtime, request.uuid))
+        with contextlib.ExitStack() as undo:
             device = self._parent.create(request.type, request.uuid, attributes=request.attributes)
-            path = request.socket
-            if path is None and descriptor is None:
-                path = str(hosts.socket_path(self._runtime, request.uuid))
-            try:
-                options = dict(request.options)
-                if request.wire_log is not None:
-                    options["wire_log"] = request.wire_log
-                if self._hypervisor is not None:
-                    options["hypervisor"] = self._hypervisor
-                server = self._bus.serve(device, path=path, descriptor=descriptor, **options)
-            except BaseException:
-                device.close()
-                raise
-            self._served[request.uuid] = _Served(device, server, self._ended)
+            undo.callback(device.close)
+            options = dict(request.options)
+            if request.wire_log is not None:
+                options["wire_log"] = request.wire_log
+            if self._hypervisor is not None:
+                options["hypervisor"] = self._hypervisor
+            server = self._bus.serve(device, path=path, descriptor=descriptor, **options)
+            undo.callback(server.close)
             where = server.socket_path or ("" if descriptor is None else f"descriptor {descriptor}")
             _log.info("%s: served on %s %s", device, self._bus_name, where)
-            return self.show(request.uuid)
+            with self._guard:
+                served = self._served[request.uuid] = Served(device, server, self._ended, self._end_seconds)
+            undo.pop_all()
+        return served
 
     def device(self, uuid: str) -> Device:
         """Raises: NotFound."""
-        with self._guard:
-            return self._find(uuid).device
+        return self._find(uuid).device
 
     def stop(self, uuid: str) -> bool:
-        """End a device; True if it was the last one. Raises: NotFound."""
-        with self._stopping:
-            with self._guard:
-                served = self._find(uuid)
-                del self._served[uuid]
-                last = not self._served
-                self._closing = self._closing or last
-            served.close()
-        _log.info("%s: stopped", uuid)
-        return last
+        """End a device; True if it was the last one: then the process ends, be the device stuck in a handler or not.
+
+        Raises: NotFound; StillBusy, and then the device is there until the handler returns or the last other one ends;
+        what the bus and the model raise at the end.
+        """
+        self._stopping.add(threading.current_thread())
+        served = self._find(uuid)
+        served.ending = True
+        last = self._is_last()
+        served.stop()
+        if served.wait():
+            if served.error is not None:
+                raise served.error
+            _log.info("%s: stopped", uuid)
+        elif last or self._is_last():
+            self.end()
+        else:
+            raise StillBusy(
+                f"{served.device} is stuck in a handler, and process {os.getpid()} has other devices: it ends when the "
+                f"handler returns, or with the last of them; where it is stuck is in {self._folder / 'log'}"
+            )
+        return self._closing
 
     def show(self, uuid: str) -> dict[str, Any]:
         """Describe a device. Raises: NotFound."""
-        with self._guard:
-            served = self._find(uuid)
+        return self._describe(self._find(uuid))
+
+    def _describe(self, served: Served) -> dict[str, Any]:
         path = served.server.socket_path
+        if path is not None:
+            path = str(Path(path).absolute())  # who reads it may be in another folder
         return describe(
             served.device,
             bus=self._bus_name,
@@ -190,18 +190,13 @@ class Host:
 
     def query(self, uuid: str, name: str, arguments: dict[str, Any]) -> object:
         """Call a query of the model. Raises: NotFound, what the query raises."""
-        with self._guard:
-            served = self._find(uuid)
-        return served.device.query(name, **arguments)
+        return self._find(uuid).device.query(name, **arguments)
 
     def trace(self, request: control.Trace, connection: socket.socket) -> None:
         """Send what a device does, until it or the reader is gone. Raises: NotFound, as `Tracing.follow`."""
-        with self._guard:
-            served = self._find(request.uuid)
+        served = self._find(request.uuid)
         with contextlib.suppress(ConnectionError):  # the reader has hung up
-            self._tracing.follow(
-                served.device, request, connection, lambda: self._served.get(request.uuid) is not served
-            )
+            self._tracing.follow(served.device, request, connection, lambda: served.ending)
 
     def end(self) -> None:
         """Make `run` return; harmless when it has. Any thread, also a signal handler."""
@@ -223,31 +218,30 @@ class Host:
         """End every device and remove what this process has in the runtime directory. May be called twice.
 
         Every device is closed when it returns, also one whose bus ended by itself meanwhile.
+
+        Raises: StillBusy, when all else is done, for a device that is stuck in a handler: end the process then.
         """
         with self._guard:
             self._closing = True
+            if self._lock == -1:
+                return
+            made = self._guard.wait_for(lambda: not self._adding, self._end_seconds)
             left = list(self._served.values())
-            self._served.clear()
-            parting = list(self._parting)
-        if self._lock == -1:
-            return
-        with self._stopping:
-            for served in left:
-                try:
-                    served.close()
-                except Exception:  # noqa: BLE001 - a model or bus may raise anything; the others are still ended
-                    _log.exception("%s: did not end cleanly", served.device)
-        for served in parting:
-            served.join()
+        for served in left:
+            served.stop()
+        stuck = [str(served.device) for served in left if not served.wait()]
+        stuck += [] if made else sorted(self._adding)
         self._tracing.wait()
         for talk in self._talks - {threading.current_thread()}:
-            talk.join(_PARTING_SECONDS)
+            talk.join(_REQUEST_SECONDS if talk in self._stopping else _PARTING_SECONDS)
         self._listener.close()
         if self._setup is not None:
             self._setup.close()
         os.close(self._wake_read)
         lock, self._lock = self._lock, -1
         hosts.release_folder(self._runtime, self._folder, lock)
+        if stuck:
+            raise StillBusy(f"{', '.join(stuck)}: a handler has not returned for {self._end_seconds} s")
 
     def _take(self) -> None:
         """Answer whoever knocks, in a thread of its own; never raises for want of descriptors or threads."""
@@ -264,74 +258,73 @@ class Host:
             _log.warning("control: no connection: %s", error)
             time.sleep(_ACCEPT_PAUSE)
 
-    def _find(self, uuid: str) -> _Served:
-        if uuid not in self._served:
-            raise NotFound(f"{uuid} is not running in process {os.getpid()}")
-        return self._served[uuid]
+    def _find(self, uuid: str) -> Served:
+        with self._guard:
+            if uuid not in self._served:
+                raise NotFound(f"{uuid} is not running in process {os.getpid()}")
+            return self._served[uuid]
 
-    def _ended(self, uuid: str) -> None:
-        """A bus ended by itself: its client's descriptor closed, or it failed."""
+    def _is_last(self) -> bool:
+        """Whether every device that is left is about to go: then no other is taken, and the process ends."""
         with self._guard:
-            served = self._served.pop(uuid, None)
-            if served is None:  # somebody else closes it, and waits for this thread
-                return
-            self._parting.add(served)
-            last = not self._served
-        try:
-            served.close()
-        except Exception:  # noqa: BLE001 - a model or bus may raise anything; the host ends all the same
-            _log.exception("%s: did not end cleanly", served.device)
+            if not self._adding and all(served.ending for served in self._served.values()):
+                self._closing = True
+            return self._closing
+
+    def _ended(self, served: Served) -> None:
+        """It is closed: somebody has stopped it, or its bus has ended by itself or failed."""
         with self._guard:
-            self._parting.discard(served)
-        if last:
+            self._served.pop(str(served.device.context.uuid), None)
+        if self._is_last():
             self.end()
 
     def _converse(self, connection: socket.socket) -> None:
         with connection:
             connection.settimeout(_REQUEST_SECONDS)
-            last = False
             try:
                 if not control.peer_is_trusted(connection):
                     return
                 body = control.receive(connection, control.REQUEST_LIMIT)
                 if body is None:
                     return
-                reply, last = self._answer(body, connection)
-                if reply is None:
-                    return
-                control.send(connection, msgspec.msgpack.encode(reply))
+                reply = self._answer(body, connection)
+                if reply is not None:
+                    control.send(connection, reply)
             except (OSError, ProtocolError) as error:
                 _log.warning("control: %s", error)
-            finally:
-                if last:
-                    self.end()
 
-    def _answer(self, body: bytes, connection: socket.socket) -> tuple[control.Reply | None, bool]:
-        """What to reply, if that has not been done; and whether the process ends."""
+    def _answer(self, body: bytes, connection: socket.socket) -> bytes | None:
+        """What to reply, if that has not been done."""
+        try:
+            return msgspec.msgpack.encode(self._done(body, connection))
+        except Exception as error:  # noqa: BLE001 - what a query has returned may be anything
+            _log.warning("control: an answer can't be sent", exc_info=error)
+            return msgspec.msgpack.encode(control.failed(UmdevError(f"the answer can't be sent: {error}")))
+
+    def _done(self, body: bytes, connection: socket.socket) -> control.Reply | None:
         try:
             request = msgspec.msgpack.decode(body, type=control.Request)
         except msgspec.DecodeError as error:
-            return control.failed(ProtocolError(f"no request: {error}")), False
-        last = False
+            return control.failed(ProtocolError(f"no request: {error}"))
         try:
             result: Any
             match request:
                 case control.Add():
                     result = self.add(request)
                 case control.Stop():
-                    result = last = self.stop(request.uuid)
+                    result = self.stop(request.uuid)
                 case control.Show():
                     result = self.show(request.uuid)
                 case control.Query():
                     result = self.query(request.uuid, request.name, request.arguments)
                 case control.Trace():
                     self.trace(request, connection)
-                    return None, False
-        except Exception as error:  # noqa: BLE001 - models and plugins may raise anything; the client is told
+                    return None
+        except BaseException as error:  # noqa: BLE001 - models and plugins may raise anything; the client is told
             if not isinstance(error, UmdevError):
                 _log.exception("%r failed", request)
-            return control.failed(error), False
-        return control.Done(result), last
+            return control.failed(error)
+        return control.Done(result)
 
 
 def main() -> int:
@@ -343,7 +336,7 @@ def main() -> int:
     directory = Path(spec.runtime)
     try:
         opened = open_host(directory, directory / "hosts" / spec.name, spec.lock, spec.parent, spec.bus)
-        with opened as host, ended_by_signals(host):
+        with whole_process(opened) as host:
             described = host.add(spec.first)
             os.chdir("/")
             _tell(spec.ready, control.Done(described))
@@ -368,21 +361,31 @@ def open_host(directory: Path, folder: Path, lock: int, parent: str, bus: str, d
 
 
 @contextlib.contextmanager
-def ended_by_signals(host: Host) -> Iterator[None]:
-    """SIGTERM and SIGINT end the host's `run`, even one that begins later: enter it before anybody is told of the host.
+def whole_process(host: Host) -> Iterator[Host]:
+    """A host that is closed at the end of the block, where the process ends too. Main thread only.
 
-    Main thread only.
+    SIGTERM and SIGINT end its `run`, even one that begins later: enter this before anybody is told of the host. A
+    second signal ends the process at once, and so does a device that is stuck in a handler when the host is closed.
     """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
         host.end()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, end)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with host:
+            yield host
+    except StillBusy as error:
+        _log.error("the process ends without it: %s", error, exc_info=error.__context__)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(Exit.FAILED)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _tell(ready: int, reply: control.Reply) -> None:

@@ -12,15 +12,19 @@ at and removed under the lock of the runtime directory.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import socket
 from typing import TYPE_CHECKING
 
 import msgspec
 from umdev import runtime
 from umdev.errors import InvalidArgument
 from umdev.instances import Claimed, InstanceClaims
+
+from .identity import is_uuid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +56,8 @@ def socket_path(directory: Path, uuid: str) -> Path:
 def tidy(directory: Path | None = None) -> list[HostFolder]:
     """Remove what dead processes left and return the living hosts.
 
+    Of sockets, only those that a host names (UUID.sock) and nobody listens at; other files in the directory stay.
+
     Raises: StateError as `umdev.runtime.locked`.
     """
     directory = directory or runtime.runtime_directory()
@@ -61,10 +67,15 @@ def tidy(directory: Path | None = None) -> list[HostFolder]:
     with runtime.locked(directory):
         living = [host for folder in _folders(directory) if (host := _living(folder)) is not None]
         # A device's claim is taken before its socket is made and given back after, but `claims` is a moment old.
-        for socket in directory.glob(f"*{_SOCKET_SUFFIX}"):
-            uuid = socket.name.removesuffix(_SOCKET_SUFFIX)
-            if uuid not in claims and not (directory / "instances" / uuid).exists():
-                socket.unlink(missing_ok=True)
+        for path in directory.glob(f"*{_SOCKET_SUFFIX}"):
+            uuid = path.name.removesuffix(_SOCKET_SUFFIX)
+            if (
+                is_uuid(uuid)
+                and uuid not in claims
+                and not (directory / "instances" / uuid).exists()
+                and _is_dead(path)
+            ):
+                path.unlink(missing_ok=True)
         runtime.prune(directory)
     return living
 
@@ -117,6 +128,18 @@ def release_folder(directory: Path, folder: Path, descriptor: int) -> None:
                 runtime.prune(directory)
     finally:
         os.close(descriptor)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether the file is a socket that no process has any more."""
+    if not path.is_socket():
+        return False
+    # Of the other type than servers', so that one that lives answers EPROTOTYPE and sees no client (unix(7)).
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+        except OSError:  # the path is too long for a socket, so none was bound by it
+            return False
 
 
 def _folders(directory: Path) -> list[Path]:

@@ -23,7 +23,7 @@ __all__ = ["HostFailed", "start"]
 
 READY_SECONDS = 60.0
 _END_SECONDS = 3.0
-_TAIL_LINES = 20
+_TAIL_LINES = 30
 _LOCK, _READY = 3, 4
 
 

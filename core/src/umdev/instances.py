@@ -38,12 +38,16 @@ class Claimed:
 
 
 class Claim:
-    """Holds an instance until `close()` or the end of the process. Any thread."""
+    """Holds an instance until `close()` or the end of the process that took it. Any thread.
+
+    A child that this process forks has no claim of its own: `close()` there closes its copy of the descriptor.
+    """
 
     def __init__(self, directory: Path, path: Path, descriptor: int) -> None:
         self._directory = directory
         self._path = path
         self._descriptor = descriptor
+        self._owner = os.getpid()
 
     def close(self) -> None:
         """Give the instance back. May be called twice.
@@ -54,7 +58,7 @@ class Claim:
         if descriptor == -1:
             return
         try:
-            if not self._directory.exists():
+            if os.getpid() != self._owner or not self._directory.exists():
                 return
             with runtime.locked(self._directory):
                 # The file may have been deleted and claimed anew by someone else.

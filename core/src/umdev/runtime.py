@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["config_directory", "exists", "locked", "prune", "runtime_directory"]
 
+_FOLDERS = ("hosts", "instances")
 _LOCK_SECONDS = 10.0
 _LOCK_POLL = 0.005
 
@@ -83,10 +84,12 @@ def locked(directory: Path) -> Iterator[Path]:
 
 
 def prune(directory: Path) -> None:
-    """Remove empty folders in the directory, and the directory unless `$UMDEV_RUNTIME_DIR` names it; hold the lock."""
-    with contextlib.suppress(FileNotFoundError):
-        for folder in [entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]:
-            _remove_if_empty(Path(folder))
+    """Remove umdev's own empty folders in the directory, and the directory unless `$UMDEV_RUNTIME_DIR` names it.
+
+    Hold the lock. What others have put there stays, and so does the directory then.
+    """
+    for name in _FOLDERS:
+        _remove_if_empty(directory / name)
     if "UMDEV_RUNTIME_DIR" not in os.environ:
         _remove_if_empty(directory)
 
@@ -147,6 +150,7 @@ def _remove_if_empty(directory: Path) -> None:
     try:
         directory.rmdir()
     except OSError as error:
-        # EACCES, EBUSY: a folder that the administrator made, or a mount; it stays.
-        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS):
+        # EACCES, EBUSY: a folder that the administrator made, or a mount; ENOTDIR: somebody's link or file. It stays.
+        expected = (errno.ENOTEMPTY, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS, errno.ENOTDIR)
+        if error.errno not in expected:
             raise

@@ -334,6 +334,35 @@ static void test_message_listener(void)
     close(fd);
 }
 
+/* What pends is the function's state: it outlives the bus, unless the client of that owned it. */
+static void test_pending_outlives_the_bus(void)
+{
+    umdev_irq *irq = umdev_irq_new(1, 4, 2);
+    struct message heard = {0};
+    int fd = new_event(), next = new_event();
+
+    umdev_irq_set_state(irq, UMDEV_IRQ_MSIX_ENABLED | MASTER);
+    CHECK(umdev_irq_connect(irq, MSIX, 1, fd) == 0 && umdev_irq_mask(irq, MSIX, 1) == 0);
+    umdev_irq_on_message(irq, hear_message, &heard);
+    CHECK(umdev_irq_signal(irq, 0) == 0 && umdev_irq_signal(irq, 1) == 0 && pba(irq, 0) == 3);
+    store(irq, 16 + 12, 0); /* only the client masks vector 1 now, the driver masks vector 0 */
+    umdev_irq_disconnect_all(irq);
+    CHECK(pba(irq, 0) == 3 && heard.count == 0 && take(fd) == 0);
+    CHECK(umdev_irq_connect(irq, MSIX, 1, next) == 0 && take(next) == 1 && pba(irq, 0) == 1);
+    CHECK(umdev_irq_connect(irq, MSIX, 0, next) == 0 && take(next) == 0);
+    umdev_irq_disconnect_all(irq);
+    umdev_irq_reset(irq);
+    CHECK(pba(irq, 0) == 0);
+    CHECK(umdev_irq_signal(irq, 0) == 0 && umdev_irq_disable(irq, MSIX) == 0 && pba(irq, 0) == 0);
+
+    umdev_irq_set_policy(irq, UMDEV_IRQ_POLICY_CLIENT);
+    CHECK(umdev_irq_connect(irq, MSIX, 0, -1) == 0 && umdev_irq_signal(irq, 0) == 0 && pba(irq, 0) == 1);
+    umdev_irq_disconnect_all(irq);
+    CHECK(pba(irq, 0) == 0);
+    umdev_irq_free(irq);
+    close(fd), close(next);
+}
+
 static void test_client_policy(void)
 {
     umdev_irq *irq = umdev_irq_new(1, 4, 2);
@@ -474,6 +503,7 @@ int main(void)
     test_msi();
     test_msix();
     test_message_listener();
+    test_pending_outlives_the_bus();
     test_client_policy();
     test_restore();
     test_threads();

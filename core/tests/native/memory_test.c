@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -402,11 +403,64 @@ static void test_chain(int with_handler)
         CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
 }
 
+static struct sigaction before;
+static volatile sig_atomic_t foreign; /* a fault that is not ours is about to come */
+
+static void ends_all(int number)
+{
+    (void)number;
+    _exit(foreign ? 42 : 1);
+}
+
+/* What a crash reporter does: step aside, and let the fault come again. */
+static void step_aside(int number)
+{
+    if (!foreign)
+        _exit(1);
+    sigaction(number, &before, NULL);
+}
+
+/* A handler that the program installs later: the next map puts ours above it, and foreign faults still reach it. */
+static void test_handler_above(void (*handler)(int), bool exits)
+{
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(60); /* rather than handlers that call each other for ever */
+        struct sigaction standard = {.sa_handler = SIG_DFL}, action = {.sa_handler = handler};
+        umdev_backing first, backing;
+        int file = make_file(PAGE);
+        CHECK(sigaction(SIGBUS, &standard, NULL) == 0);
+        CHECK(umdev_memory_backing_open(file, 0, PAGE, UMDEV_READABLE, &first) == 0);
+        for (int i = 0; i < 10; i++) {
+            int shrunk = make_file(PAGE);
+            CHECK(sigaction(SIGBUS, &action, i ? NULL : &before) == 0);
+            CHECK(umdev_memory_backing_open(shrunk, 0, PAGE, UMDEV_READABLE, &backing) == 0);
+            CHECK(ftruncate(shrunk, 0) == 0);
+            CHECK(*(volatile uint8_t *)backing.host == 0 && umdev_guard_poisoned(backing.guard) == 1);
+            umdev_memory_backing_close(&backing);
+            close(shrunk);
+        }
+        foreign = 1;
+        foreign_fault();
+        _exit(1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    if (exits)
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 42);
+    else
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
+}
+
 int main(void)
 {
     /* First, while no guard is installed yet. */
     test_chain(1);
     test_chain(0);
+    test_handler_above(ends_all, true);
+    test_handler_above(step_aside, false);
     test_lookup();
     test_refusals();
     test_messages();

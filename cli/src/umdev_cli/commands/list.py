@@ -6,7 +6,7 @@ import json
 
 import click
 
-from umdev_cli import hosts, options, output
+from umdev_cli import failures, hosts, options, output
 from umdev_cli.definitions import Definition, Definitions, Named
 
 
@@ -20,10 +20,12 @@ def command(*, defined: bool, dumpjson: bool, verbose: bool, uuid: str | None, p
     """List running devices, or defined ones.
 
     One line for each: UUID, parent, type, auto or manual. What dead processes left in the runtime directory is removed.
-    The JSON of a single device (--uuid) is what define --jsonfile takes.
+    A definition that can't be read is named on stderr, and the others are listed. The JSON of a single device (--uuid)
+    is what define --jsonfile takes.
     """
     running = hosts.running()
-    definitions = {(each.parent, each.uuid): each for each in Definitions().all(uuid, parent)}
+    known = Definitions().all(uuid, parent, damaged=lambda error: output.note(failures.line(error)))
+    definitions = {(each.parent, each.uuid): each for each in known}
     if defined:
         found = list(definitions.values())
     else:

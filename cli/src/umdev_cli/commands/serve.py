@@ -58,7 +58,7 @@ def command(
         named.uuid, named.definition.mdev_type, named.definition.attributes(), socket_path, wire_log,
         bus_options.given(of_bus),
     )  # fmt: skip
-    with host.open_host(directory, *claimed, named.parent, bus) as serving, host.ended_by_signals(serving):
+    with host.whole_process(host.open_host(directory, *claimed, named.parent, bus)) as serving:
         described = serving.add(request, descriptor=fd)
         if described["device"] is not None:
             click.echo(f"-device '{described['device']}'")

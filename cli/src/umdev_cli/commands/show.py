@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
+from umdev.errors import Disconnected, NotFound, NotSupported
 
 from umdev_cli import client, complete, hosts, output
+from umdev_cli.failures import Exit, RemoteError
 from umdev_cli.identity import parse_uuid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.command
@@ -18,7 +25,8 @@ from umdev_cli.identity import parse_uuid
 def command(uuid: str | None, *, verbose: int, as_json: bool, query: str | None) -> None:
     """Show a running device as lspci does, with what serves it and what its driver uses that the model lacks.
 
-    Without a UUID, all running devices. The queries that a model offers are in the verbose output.
+    Without a UUID, all running devices; stderr names those of other programs than umdev, which can't be asked. The
+    queries that a model offers are in the verbose output.
     """
     from umdev_cli import lspci
 
@@ -27,8 +35,7 @@ def command(uuid: str | None, *, verbose: int, as_json: bool, query: str | None)
             raise click.UsageError("--query needs a UUID")
         output.dump_json(client.query(uuid, query))
         return
-    uuids = [parse_uuid(uuid)] if uuid is not None else sorted(hosts.running())
-    described = [client.show(each) for each in uuids]
+    described = [client.show(parse_uuid(uuid))] if uuid is not None else list(_all())
     if as_json:
         output.dump_json(described[0] if uuid is not None else described)
         return
@@ -37,3 +44,16 @@ def command(uuid: str | None, *, verbose: int, as_json: bool, query: str | None)
             click.echo()
         for text in lspci.lines(device, verbose):
             click.echo(text)
+
+
+def _all() -> Iterator[dict[str, Any]]:
+    for each in sorted(hosts.running()):
+        try:
+            yield client.show(each)
+        except NotSupported as error:
+            output.note(str(error))
+        except (NotFound, Disconnected):  # it has just ended
+            continue
+        except RemoteError as error:
+            if error.code != Exit.NOT_FOUND:
+                raise

@@ -18,8 +18,8 @@ def command(device: str | None, *, uuid: str | None, parent: str | None, force: 
     del force
     uuid = options.one(device, uuid)
     definitions = Definitions()
-    found = definitions.all(uuid, parent)
+    found = definitions.files(uuid, parent)
     if not found:
         raise NotFound(f"{uuid} is not defined{f' for {parent}' if parent else ''}")
-    for named in found:
-        definitions.remove(named)
+    for path in found:
+        definitions.remove(path)

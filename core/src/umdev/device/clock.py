@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import InvalidArgument
 
@@ -81,6 +81,11 @@ def _remove(listeners: list[ListenerT], listener: ListenerT) -> None:
         listeners.remove(listener)
 
 
+class _Driver(NamedTuple):
+    runner: Callable[[int], object]
+    due_ns: Callable[[], int | None] | None
+
+
 class ManualClock(Clock):
     """A clock that moves only by `advance`, which runs what becomes due in the calling thread. For tests."""
 
@@ -89,7 +94,7 @@ class ManualClock(Clock):
     def __init__(self) -> None:
         super().__init__()
         self._now_ns = 0
-        self._runners: list[Callable[[int], int | None]] = []
+        self._drivers: list[_Driver] = []
 
     @property
     def now_ns(self) -> int:
@@ -100,18 +105,26 @@ class ManualClock(Clock):
         """Jump without running anything."""
         self._now_ns = now_ns
 
-    def drive(self, runner: Callable[[int], int | None]) -> Callable[[], None]:
-        """Register a work queue: `runner(until_ns)` runs its first item due by then and says when that was.
+    def drive(
+        self, runner: Callable[[int], object], due_ns: Callable[[], int | None] | None = None
+    ) -> Callable[[], None]:
+        """Register a work queue, or what else does things as time passes.
+
+        `due_ns()` says when its first item is due, or None, and `runner(until_ns)` runs that. Without `due_ns`,
+        `runner(until_ns)` takes one step by then, setting the time, and returns None once there is none.
 
         Returns what ends it.
         """
-        self._runners.append(runner)
-        return functools.partial(_remove, self._runners, runner)
+        driver = _Driver(runner, due_ns)
+        self._drivers.append(driver)
+        return functools.partial(_remove, self._drivers, driver)
 
     def advance(self, seconds: float = 0.0) -> None:
         """Move time forward, running what becomes due in order of time, what it starts included.
 
-        The caller must not hold a device lock. An exception of a work item is logged and counted, never raised here.
+        That holds across the devices on one clock; what is due at the same time runs in order of the devices' making.
+        The caller must not hold a device lock. An exception of a work item is logged and counted and not raised here,
+        but for KeyboardInterrupt and a test's outcome (pytest.fail): then time stands where that item was due.
 
         Raises: InvalidArgument for a negative step.
         """
@@ -120,7 +133,21 @@ class ManualClock(Clock):
         until = self._now_ns + round(seconds * NANOSECONDS)
         if self.paused:
             return
-        # Due times first, so that work of two queues runs in the order of time.
-        while any(runner(until) is not None for runner in tuple(self._runners)):
+        while self._step(until):
             pass
         self._now_ns = until
+
+    def _step(self, until_ns: int) -> bool:
+        """Do what comes next by then. False: nothing does."""
+        drivers = tuple(self._drivers)
+        known = [
+            (at, driver) for driver in drivers if driver.due_ns is not None and (at := driver.due_ns()) is not None
+        ]
+        due = [each for each in known if each[0] <= until_ns]
+        at, first = min(due, key=lambda each: each[0], default=(until_ns, None))
+        if any(driver.runner(at) is not None for driver in drivers if driver.due_ns is None):
+            return True
+        if first is not None:
+            self._now_ns = max(self._now_ns, at)
+            first.runner(at)
+        return first is not None

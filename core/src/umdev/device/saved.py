@@ -5,12 +5,12 @@ What `save` returns is plain data (dict, list, str, int, bytes, None), so any se
 
 from __future__ import annotations
 
-import functools
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SaveError
 from . import state
+from .blocks import Block
 from .clock import NANOSECONDS
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ SCHEMA = 1
 def save(device: Device) -> dict[str, Any]:
     """Everything that makes the device what it is. The caller holds the device lock.
 
-    Raises: SaveError for an undeclared attribute, a state that is no plain data, or pending work that has no name.
+    Raises: SaveError for an undeclared attribute, a state that is no plain data or not of its default's kind, or
+    pending work that is no method of the model.
     """
     _refuse_undeclared(device)
     return {
@@ -95,22 +96,29 @@ def _save_work(device: Device, job: Callable[[], object], due_ns: int, period_ns
     owner = getattr(job, "__self__", None)
     method = getattr(job, "__name__", "?")
     for path, candidate in device.state_owners().items():
-        if candidate is owner and not isinstance(job, functools.partial):
+        if candidate is owner and _is_of_model(candidate, method):
             in_ns = max(0, due_ns - device.clock.now_ns)
             return {"owner": path, "method": method, "in_ns": in_ns, "period_ns": period_ns}
-    raise SaveError(
-        f"pending work {job!r} can't be saved: give `after` a method of the device or of a block, no lambda"
-    )
+    raise SaveError(f"pending work {job!r} can't be saved: give `after` a method of the model's own, no lambda")
 
 
 def _find_job(
     device: Device, owner: str, method: str, in_ns: int, period_ns: int
 ) -> tuple[Callable[[], object], int, int]:
     found = device.state_owners().get(owner)
-    # A method of the model: what was saved may come from elsewhere and must not name anything else.
-    if found is None or method.startswith("__") or not isinstance(getattr(type(found), method, None), FunctionType):
-        raise SaveError(f"saved work calls {owner or type(device).__name__}.{method}, which does not exist")
+    if found is None or not _is_of_model(found, method):
+        raise SaveError(f"saved work calls {owner or type(device).__name__}.{method}, which is no method of the model")
     return getattr(found, method), _time(in_ns), _time(period_ns)
+
+
+def _is_of_model(owner: object, method: str) -> bool:
+    """Whether a device or block has this method from its model: what was saved may come from elsewhere, and must not
+    name what the core does with devices and blocks, or what it calls by itself.
+    """
+    from .model import Device
+
+    core = Device if isinstance(owner, Device) else Block
+    return isinstance(getattr(type(owner), method, None), FunctionType) and not hasattr(core, method)
 
 
 def _time(nanoseconds: int) -> int:

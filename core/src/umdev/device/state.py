@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain, repeat
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -20,7 +20,8 @@ class State(Generic[T]):
     `save=False` it is a resource of the host (a socket, a terminal): neither saved nor reset.
     What is saved must be plain data: None, bool, int, float, str, bytes, bytearray, and list, tuple, dict, set or deque
     of these. It comes back in the types that the default has at the same place, nested ones included; beyond that a
-    bytearray comes back as bytes, a tuple, set or deque as a list.
+    bytearray comes back as bytes, a tuple, set or deque as a list. A value keeps the kind of its default, a number a
+    number, text text and so on, or is None; where the default is None it may be anything.
     """
 
     def __init__(self, default: Callable[[], T], *, keep: bool = False, save: bool = True) -> None:
@@ -73,28 +74,42 @@ def reset(owners: Mapping[str, object], *, everything: bool) -> None:
 
 
 def save(owners: Mapping[str, object]) -> dict[str, object]:
-    """The values by dotted name. Raises: SaveError for a value that is not plain data."""
-    return {_join(path, name): _plain(getattr(owner, name), _join(path, name)) for path, name, owner in _saved(owners)}
+    """The values by dotted name. Raises: SaveError for a value that is not plain data or not of its default's kind."""
+    values = {}
+    for name, (owner, state) in _saved(owners).items():
+        values[name] = _plain(getattr(owner, state.name), name)
+        _check_kind(name, values[name], state.default())  # now, while nothing is lost
+    return values
 
 
 def restore(owners: Mapping[str, object], values: Mapping[str, object]) -> None:
-    """Set what `save` returned; nothing is set if a name is missing or unknown. Raises: SaveError."""
-    known = {_join(path, name): (owner, name) for path, name, owner in _saved(owners)}
+    """Set what `save` returned; nothing is set if a name is missing or unknown, or a value of another kind.
+
+    Raises: SaveError.
+    """
+    known = _saved(owners)
     if wrong := known.keys() ^ values.keys():
         name = min(wrong)
         raise SaveError(
             f"state {name} is {'missing from what was saved' if name in known else 'not declared any more'}"
         )
-    restored = {name: _like(values[name], getattr(*place)) for name, place in known.items()}
-    for name, place in known.items():
-        setattr(*place, restored[name])
+    restored = {}
+    for name, (_, state) in known.items():
+        default = state.default()
+        _check_kind(name, values[name], default)
+        restored[name] = _like(values[name], default)
+    for name, (owner, state) in known.items():
+        setattr(owner, state.name, restored[name])
 
 
-def _saved(owners: Mapping[str, object]) -> Iterator[tuple[str, str, object]]:
-    for path, owner in owners.items():
-        for name, state in declared(type(owner)).items():
-            if state.save:
-                yield path, name, owner
+def _saved(owners: Mapping[str, object]) -> dict[str, tuple[object, State[Any]]]:
+    """What is saved, by dotted name: who has it, and its declaration."""
+    return {
+        _join(path, name): (owner, state)
+        for path, owner in owners.items()
+        for name, state in declared(type(owner)).items()
+        if state.save
+    }
 
 
 def _join(path: str, name: str) -> str:
@@ -119,19 +134,35 @@ def _plain(value: object, path: str) -> object:
     raise SaveError(f"{path} is a {type(value).__name__}, which can't be saved: keep plain data, or declare save=False")
 
 
-def _like(saved: Any, present: Any) -> Any:
-    """`saved` in the container types of `present`, as far as that goes."""
-    kind: Any = type(present)
+def _check_kind(path: str, value: object, default: object) -> None:
+    """Values of one kind are saved alike, so a model may use them alike; saved state may come from elsewhere."""
+    if value is None or default is None:
+        return
+    for kind in _KINDS:
+        if isinstance(value, kind) != isinstance(default, kind):
+            raise SaveError(f"{path} is of type {type(value).__name__}, its default {type(default).__name__}")
+
+
+def _like(saved: Any, default: Any) -> Any:
+    """`saved` in the container types of `default`, as far as that goes."""
+    kind: Any = type(default)
     if kind not in _MADE_OF or not isinstance(saved, _MADE_OF[kind]):
         return saved
     if kind is dict:
-        return {key: _like(value, present.get(key)) for key, value in saved.items()}
+        return {key: _like(value, default.get(key)) for key, value in saved.items()}
     if kind in (list, tuple, deque):
-        models = chain(present, repeat(None))
+        models = chain(default, repeat(None))
         saved = [_like(item, next(models)) for item in saved]
-    return deque(saved, present.maxlen) if kind is deque else kind(saved)
+    return deque(saved, default.maxlen) if kind is deque else kind(saved)
 
 
+_KINDS: tuple[Any, ...] = (
+    (int, float),
+    str,
+    (bytes, bytearray, memoryview),
+    (list, tuple, deque, set, frozenset),
+    Mapping,
+)
 _MADE_OF: Mapping[type, Any] = {
     dict: dict,
     bytearray: bytes,

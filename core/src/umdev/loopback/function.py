@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..addresses import PAGE_SIZE
 from ..attach import AttachedFunction, Attachment, AttachmentState
+from ..errors import InvalidArgument
 from ..memory.guest import GuestMemory
 from ..memory.guest_buffer import GuestBuffer
 from ..memory.protect import UserfaultProtector
@@ -38,14 +39,17 @@ class LoopbackFunction(AttachedFunction):
             raise
 
     def region_read(self, index: int, offset: int, length: int) -> bytes:
-        """One read, straight into the dispatcher. Raises: StateError after `close`."""
+        """One read, straight into the dispatcher.
+
+        Raises: StateError after `close`; InvalidArgument for numbers that are no region, offset or length.
+        """
         self.expect_open()
-        return self.attachment.native.read(index, offset, length)
+        return self.attachment.native.read(_region(index), offset, length)
 
     def region_write(self, index: int, offset: int, data: bytes) -> None:
-        """One write, done when it returns. Raises: StateError after `close`."""
+        """One write, done when it returns. Raises: as `region_read`."""
         self.expect_open()
-        self.attachment.native.write(index, offset, data)
+        self.attachment.native.write(_region(index), offset, data)
 
     def allocate(self, size: int) -> DmaBuffer:
         """A buffer in guest memory. Raises: InvalidArgument, UmdevError when guest memory is used up."""
@@ -70,3 +74,10 @@ class LoopbackFunction(AttachedFunction):
     def protector(self, mode: ProtectMode) -> PageProtector:
         """For the bus's hook: reports stores through this function's mapping of guest memory. Raises: ProtectError."""
         return UserfaultProtector(self.guest.protector(), self.attachment.memory, mode, self.device.native)
+
+
+def _region(index: int) -> int:
+    """Numbers without a region are all ones on the bus; these are none that a driver can send (32 bits)."""
+    if not 0 <= index < 1 << 32:
+        raise InvalidArgument(f"{index} is no number of a region")
+    return index

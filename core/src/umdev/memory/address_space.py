@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from umdev._calls import dma_read, dma_write
 from umdev._native import ffi, lib
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, HostVirt, Iova
-from umdev.errors import Conflict, InvalidArgument, MapLimit, NotSupported, StateError
+from umdev.errors import Conflict, DmaError, InvalidArgument, MapLimit, NotSupported, StateError
 from umdev.services import Protection
 
 from .failures import POISONED, check_table, dma_error
@@ -50,6 +50,9 @@ ADDRESS_END = 1 << 64
 
 SMALL = 1 << 16
 """Up to so many bytes are read without a look at the maps first: what is allocated for nothing is as small."""
+
+MESSAGE_READ_MAX = 64 << 20
+"""Bytes of one `read` that reaches maps without a file: a client may say that such a map is of any length."""
 
 ListenerT = TypeVar("ListenerT")
 Filler: TypeAlias = Callable[[Iova, int, Protection, int], bool]
@@ -107,6 +110,10 @@ class AddressSpace:
         `offset + length` bytes. `host`: the bus has mapped the memory there by its own means, and gives the range away:
         zeros replace it at the unmap, and it is unmapped (munmap) when nothing points to it any more. Neither: the
         memory is reachable by message only (see `set_messages`). After an error nothing has changed.
+
+        The process's handler of SIGBUS is umdev's from the first map on: it poisons the map of a file that shrank and
+        passes other faults to the handler of before. Who installs one later (faulthandler.enable) does so before the
+        next map, which goes above it.
 
         Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), MapLimit, UmdevError (no memory).
         """
@@ -252,6 +259,9 @@ class AddressSpace:
     def read(self, iova: int, length: int, space: int = 0) -> bytes:
         """Bytes as the device reads them, across adjacent maps. 1, 2, 4 and 8 aligned bytes are one access.
 
+        More than 64 MiB of memory that is reachable by message only are a DmaError, since no file bounds what a driver
+        claims to have there: read such a range in parts.
+
         Raises: NotMapped, NotPermitted, BusMasterDisabled, MappingPoisoned, DmaWouldDeadlock, DmaAborted, DmaError;
         InvalidArgument for numbers that are no bus addresses.
         """
@@ -377,7 +387,12 @@ class AddressSpace:
         if length == 0:
             return b""
         if not 0 < length <= SMALL:
-            self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
+            covering = self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
+            if length > MESSAGE_READ_MAX and (by_message := [map_ for map_ in covering if map_.backing is None]):
+                text = (
+                    f"memory at {by_message[0].iova:#x} is by message: at most {MESSAGE_READ_MAX >> 20} MiB in one read"
+                )
+                raise DmaError(text, iova, length)
         native = _new_bytes(_BYTES, length)
         self._transfer(iova, native, length, space, write=False)
         return bytes(ffi.buffer(native))
@@ -392,13 +407,14 @@ class AddressSpace:
         if code:
             raise dma_error(-code, iova, length, failed[0], space, write=write)
 
-    def _check_covered(self, iova: int, length: int, space: int, protection: Protection) -> None:
+    def _check_covered(self, iova: int, length: int, space: int, protection: Protection) -> list[Mapping]:
+        """The maps that cover the range. Raises: NotMapped, NotPermitted."""
         end = _check_range(iova, length, space)
         write = protection is Protection.WRITE
         with self._registry:
-            maps = self._spaces.get(space) or SpaceMaps()
+            found = list((self._spaces.get(space) or SpaceMaps()).overlapping(iova, end))
             reached = iova
-            for mapping in maps.overlapping(iova, end):
+            for mapping in found:
                 if mapping.iova > reached:
                     break
                 if protection not in mapping.protection:
@@ -406,6 +422,7 @@ class AddressSpace:
                 reached = mapping.end
         if reached < end:
             raise dma_error(errno.EFAULT, iova, length, reached, space, write=write)
+        return found
 
     def _hold(self, iova: int, length: int, space: int, protection: Protection) -> tuple[Mapping, Backing]:
         """The map of a range for a view, which keeps it from being evicted."""

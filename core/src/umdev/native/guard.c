@@ -14,8 +14,13 @@ struct umdev_guard_slot *_Atomic umdev_guard_blocks[UMDEV_GUARD_BLOCKS];
 
 static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER; /* adding and removing; never the handler */
 static uint32_t guard_search;                                  /* every slot below is taken */
-static bool guard_installed;
-static struct sigaction guard_previous;
+
+/* A program may install handlers of its own above ours, and take them off again in favour of what was there before. So
+ * each time that ours has to go on top it does so as another function, with a predecessor of its own: chains are lines
+ * without rings. */
+enum { GUARD_LEVELS = 4 };
+static uint32_t guard_levels; /* that have been installed; under guard_lock */
+static struct sigaction guard_previous[GUARD_LEVELS];
 
 static struct umdev_guard_slot *guard_slot(uint32_t index)
 {
@@ -52,18 +57,18 @@ static bool guard_poison(uintptr_t address)
     return false;
 }
 
-static void guard_handle(int number, siginfo_t *info, void *context)
+static void guard_handle(const struct sigaction *previous, int number, siginfo_t *info, void *context)
 {
     int saved = errno;
     bool ours = info->si_code > 0 && guard_poison((uintptr_t)info->si_addr);
     errno = saved;
     if (ours)
         return;
-    if (guard_previous.sa_flags & SA_SIGINFO) {
-        guard_previous.sa_sigaction(number, info, context);
-    } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
-        guard_previous.sa_handler(number);
-    } else if (info->si_code > 0 || guard_previous.sa_handler == SIG_DFL) {
+    if (previous->sa_flags & SA_SIGINFO) {
+        previous->sa_sigaction(number, info, context);
+    } else if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
+        previous->sa_handler(number);
+    } else if (info->si_code > 0 || previous->sa_handler == SIG_DFL) {
         /* A fault repeats when we return, a signal that was sent does not. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
         sigaction(number, &standard, NULL);
@@ -72,16 +77,49 @@ static void guard_handle(int number, siginfo_t *info, void *context)
     }
 }
 
+#define GUARD_ENTRY(level)                                                                                             \
+    static void guard_entry_##level(int number, siginfo_t *info, void *context)                                        \
+    {                                                                                                                  \
+        guard_handle(&guard_previous[level], number, info, context);                                                   \
+    }
+GUARD_ENTRY(0)
+GUARD_ENTRY(1)
+GUARD_ENTRY(2)
+GUARD_ENTRY(3)
+
+static void (*const guard_entries[GUARD_LEVELS])(int, siginfo_t *, void *) = {guard_entry_0, guard_entry_1,
+                                                                              guard_entry_2, guard_entry_3};
+
+static bool guard_same(const struct sigaction *one, const struct sigaction *other)
+{
+    if ((one->sa_flags ^ other->sa_flags) & SA_SIGINFO)
+        return false;
+    return one->sa_flags & SA_SIGINFO ? one->sa_sigaction == other->sa_sigaction
+                                      : one->sa_handler == other->sa_handler;
+}
+
+/* Make ours the handler if it is not. With guard_lock held. */
 static int guard_install(void)
 {
-    if (guard_installed)
-        return 0;
-    struct sigaction action = {.sa_sigaction = guard_handle, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGBUS, NULL, &guard_previous) || sigaction(SIGBUS, &action, NULL))
+    struct sigaction present;
+    uint32_t level = 0;
+
+    if (sigaction(SIGBUS, NULL, &present))
         return -errno;
-    guard_installed = true;
-    return 0;
+    for (; level < guard_levels; level++) {
+        const struct sigaction ours = {.sa_sigaction = guard_entries[level], .sa_flags = SA_SIGINFO};
+        if (guard_same(&present, &ours))
+            return 0;
+    }
+    for (level = 0; level < guard_levels && !guard_same(&present, &guard_previous[level]);)
+        level++; /* one that has been above this very handler before */
+    if (level == GUARD_LEVELS)
+        return 0; /* the program takes care of SIGBUS itself */
+    struct sigaction action = {.sa_sigaction = guard_entries[level], .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    if (level == guard_levels)
+        guard_previous[guard_levels++] = present;
+    return sigaction(SIGBUS, &action, NULL) ? -errno : 0;
 }
 
 /* With guard_lock held. */

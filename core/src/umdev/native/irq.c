@@ -186,10 +186,9 @@ int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector)
     return 0;
 }
 
-int umdev_irq_disable(umdev_irq *irq, uint32_t index)
+/* The client's side of an index goes: descriptors and masks. What pends goes with it if the client owns it, or says so. */
+static void let_go(umdev_irq *irq, uint32_t index, bool forget)
 {
-    if (index >= UMDEV_IRQ_COUNT)
-        return -EINVAL;
     if (index == UMDEV_IRQ_INTX)
         umdev_irq_watch(irq, -1);
     irq_lock(irq);
@@ -197,20 +196,29 @@ int umdev_irq_disable(umdev_irq *irq, uint32_t index)
     for (uint32_t vector = 0; vector < state->count; vector++) {
         umdev_irq_close_vector(&state->vectors[vector]);
         state->vectors[vector].masked = false;
-        state->vectors[vector].pending = false;
     }
     state->reach = 0;
+    if (forget || irq->policy == UMDEV_IRQ_POLICY_CLIENT)
+        forget_pending(irq, index);
     flush_all(irq); /* under policy CLIENT another index may be active now */
     irq_unlock(irq);
+}
+
+int umdev_irq_disable(umdev_irq *irq, uint32_t index)
+{
+    if (index >= UMDEV_IRQ_COUNT)
+        return -EINVAL;
+    let_go(irq, index, true);
     return 0;
 }
 
 void umdev_irq_disconnect_all(umdev_irq *irq)
 {
-    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++)
-        umdev_irq_disable(irq, index);
+    /* Listeners first: who goes does not hear what its masks have held back. */
     umdev_irq_on_level(irq, NULL, NULL);
     umdev_irq_on_message(irq, NULL, NULL);
+    for (uint32_t index = 0; index < UMDEV_IRQ_COUNT; index++)
+        let_go(irq, index, false);
 }
 
 void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context)

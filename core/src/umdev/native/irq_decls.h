@@ -54,6 +54,8 @@ int umdev_irq_mask(umdev_irq *irq, uint32_t index, uint32_t vector);
 int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector);
 /* Disconnect all vectors of an index and forget its masks and pending bits. */
 int umdev_irq_disable(umdev_irq *irq, uint32_t index);
+/* The bus has gone: disconnect all vectors and listeners and forget masks. Under policy CORE pending bits are the
+ * function's state, so they stay until a reset, and the next connection delivers them. */
 void umdev_irq_disconnect_all(umdev_irq *irq);
 /* The client's own test: write the connected eventfd whatever the masks say. -ENOTCONN if there is none. */
 int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector);

@@ -98,7 +98,8 @@ int umdev_memory_pin(uint64_t address, uint64_t length, int writable);
 int umdev_memory_unpin(uint64_t address, uint64_t length);
 
 /* SIGBUS guard: an access to a range whose file shrank turns the whole range into zeros and marks it. Slot or
- * negative errno. The range must outlive its slot. */
+ * negative errno. The range must outlive its slot. It handles SIGBUS for the process and passes on what is not its own;
+ * a handler that the program installs above it has the signal until the next guard is added. */
 int umdev_guard_add(uint8_t *address, uint64_t length, uint32_t protection);
 void umdev_guard_remove(int slot);
 int umdev_guard_poisoned(int slot); /* 1: the file shrank; -1 is never poisoned */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, overload
 
@@ -249,7 +250,10 @@ class InterruptPort:
         lib.umdev_irq_disable(self._irq, index)
 
     def disconnect_all(self) -> None:
-        """`disable` every index: the bus has gone."""
+        """The bus has gone: disconnect every vector and listener, forget the masks that it set.
+
+        What pends stays until a reset and goes to whom is connected next, unless the client owned the vectors' state.
+        """
         lib.umdev_irq_disconnect_all(self._irq)
 
     def trigger(self, index: int, vector: int) -> bool:
@@ -362,7 +366,9 @@ class InterruptPort:
             what = "is no eventfd" if index == IrqIndex.INTX or descriptor >= 0 else "cannot be connected"
             raise InvalidArgument(f"descriptor {descriptor} {what} (interrupt index {index}, vector {vector})")
         if result:
-            raise TransportError(-result, f"cannot connect interrupt index {index}, vector {vector}")
+            error = TransportError(f"interrupt index {index}, vector {vector}: {os.strerror(-result)}")
+            error.errno = -result  # what the client is told
+            raise error
 
     def _bits(self, count: int, test: Callable[[int], int]) -> tuple[int, ...]:
         return tuple(n for n in range(count) if test(n))
