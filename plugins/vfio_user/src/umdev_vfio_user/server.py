@@ -111,6 +111,8 @@ class Server:
                 self._held.callback(os.close, self._wake)
                 self._link = Link(api_address(), device.native.address)
                 self._held.callback(self._link.close)
+            except UmdevError:  # some are errors of the system too, and have a cause of their own
+                raise
             except OSError as error:
                 raise _as_umdev(error, "a server needs more descriptors") from error
             self._link.set_reply_timeout(reply_timeout)
@@ -356,9 +358,7 @@ class Server:
 
 
 def _as_umdev(error: OSError, what: str) -> UmdevError:
-    """An error of the system, which knows its errno alone; ours stay as they are."""
-    if isinstance(error, UmdevError):
-        return error
+    """An error of the system, which knows its errno alone."""
     failed = TransportError(f"{what}: {error.strerror or error}")
     failed.errno = error.errno or errno.EIO
     return failed
