@@ -173,7 +173,7 @@ def runtime(monkeypatch):
         log = Path(folder) / "protector.log"
         if log.exists():
             print(f"--- protector\n{log.read_text()}")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while path.exists() and list(path.iterdir()):  # the last one to leave turns off the light
             assert time.monotonic() < deadline, list(path.iterdir())
             time.sleep(0.01)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
     "what",
     [
         ["plugins/kvm/tests/machine", "plugins/kvm/tests/test_protect_vmm.py"],
-        ["examples", "plugins/nvidia/tests/test_submission.py"],
+        ["examples", "tests/test_conformance.py", "plugins/nvidia/tests/test_submission.py"],
     ],
     ids=" ".join,
 )

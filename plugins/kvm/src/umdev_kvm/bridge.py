@@ -64,6 +64,7 @@ class Bridge(HostBridge[Plugged]):
         """The kernel's objects are about to go: nothing follows the guest until `rebuild`."""
         with self.lock:
             self._vm = None
+            self._routes.release()
 
     def rebuild(self, vm: Vm) -> None:
         """The machine got new kernel objects: everything is made anew on them. Raises: HypervisorError."""

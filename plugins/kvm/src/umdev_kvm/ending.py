@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from .machine import Machine
 
-_AGAIN = 0.05
-"""Seconds between stops."""
-
 
 class Ending:
     """Once it is asked for, no run of the machine goes on or begins: one under way is stopped, any later one is none.
@@ -32,9 +29,9 @@ class Ending:
         """End the machine. If it runs in a block of `of`, this returns when that has ended."""
         with self._changed:
             self._asked = True
-            while self._machine is not None:  # a stop is for the run under way, and one may be about to begin
-                self._machine.stop()
-                self._changed.wait(_AGAIN)
+            if self._machine is not None:
+                self._machine.stop()  # the run under way, or one that is about to begin
+                self._changed.wait_for(lambda: self._machine is None)
 
     @contextlib.contextmanager
     def of(self, machine: Machine) -> Iterator[None]:

@@ -91,11 +91,15 @@ class Routes:
             route.address, route.data = address, data
             self._publish()
 
+    def release(self) -> None:
+        """The kernel's objects are about to go, with every route in them."""
+        self._vm = None
+
     def remove(self, route: Route) -> None:
         """Forget a route, and close its eventfd."""
-        assert self._vm is not None, "as in add"
         del self._routes[route.gsi]
-        self._vm.set_irqfd(route.gsi, route.descriptor, assign=False)
+        if self._vm is not None:
+            self._vm.set_irqfd(route.gsi, route.descriptor, assign=False)
         os.close(route.descriptor)
         self._free.append(route.gsi)
         self._publish()

@@ -168,7 +168,7 @@ class Machine:
 
         Raises: NotFound, StateError.
         """
-        self._expect_idle("unplug", whole=False)
+        self._expect_idle("unplug")
         plugged = self.bridge.unplug(slot)
         plugged.attachment.detach()
 
@@ -236,7 +236,8 @@ class Machine:
 
         Raises: StateError (running, closed, half reset), InvalidArgument, HypervisorError where KVM can't go on or no
         real-time signal is free, and what a plugin's handler raises from configuration space. StateError as well, 10
-        seconds after the end, when a device's handler does not return: `running` until it does, with time going on.
+        seconds after the end, when a handler that a processor is in does not return: `running` until it does, with time
+        going on. A doorbell's or a job's is waited for without a limit.
         """
         self._expect_idle("run")
         if math.isnan(limit):
@@ -299,26 +300,27 @@ class Machine:
 
         Raises: StateError, HypervisorError, and what a device's reset raises.
         """
-        self._expect_idle("reset", whole=False)
-        self._expect_going("reset")
-        old, fresh = self._vm, Vm(self._console, self.vcpus, self._console_room)
-        self._whole = False
-        self.bridge.release()
-        self._vm = fresh
-        self._processors.forget()
-        try:
-            self.slots.rebuild(fresh)
-        finally:
-            with self._using:  # and batches of slots are on the new ones by now
-                old.close()
-        self.protection.connect(fresh)
-        for plugged in self.bridge.functions:
-            plugged.attachment.reset(ResetKind.BUS)
-        self.bridge.rebuild(fresh)
-        self.firmware.place_all()
-        if self._loader is not None:
-            self._loader()
-        self._whole = True
+        with self._guard:  # who pauses or closes has done so, or finds it done
+            self._expect_idle("reset", whole=False)
+            self._expect_going("reset")
+            old, fresh = self._vm, Vm(self._console, self.vcpus, self._console_room)
+            self._whole = False
+            self.bridge.release()
+            self._vm = fresh
+            self._processors.forget()
+            try:
+                self.slots.rebuild(fresh)
+            finally:
+                with self._using:  # and batches of slots are on the new ones by now
+                    old.close()
+            self.protection.connect(fresh)
+            for plugged in self.bridge.functions:
+                plugged.attachment.reset(ResetKind.BUS)
+            self.bridge.rebuild(fresh)
+            self.firmware.place_all()
+            if self._loader is not None:
+                self._loader()
+            self._whole = True
 
     @property
     def running(self) -> bool:
@@ -385,17 +387,19 @@ class Machine:
             self._close_files()
             return
         self._processors.close()
-        for plugged in self.bridge.functions:
-            self.bridge.unplug(plugged.slot)
-            if plugged.attachment.state is not AttachmentState.DETACHED:
-                plugged.attachment.detach()
-        with self._guard:  # who pauses has done so, or sees it
+        with self._guard:  # who pauses, resets or closes has done so, or sees it
+            if self._closed:
+                return
+            for plugged in self.bridge.functions:
+                self.bridge.unplug(plugged.slot)
+                if plugged.attachment.state is not AttachmentState.DETACHED:
+                    plugged.attachment.detach()
             self._closed = True
-        with self._using:
-            self._vm.close()
-        self.protection.close()
-        self.bridge.close()
-        self._close_files()
+            with self._using:
+                self._vm.close()
+            self.protection.close()
+            self.bridge.close()
+            self._close_files()
 
     def __enter__(self) -> Self:
         return self
@@ -404,10 +408,13 @@ class Machine:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             if os.getpid() == self._process:
                 text = "unclosed machine: call close(), or use it in a with statement"
                 warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
+        finally:  # a warning may be an error
             self.close()
 
     # Inside.

@@ -8,7 +8,7 @@ from .machine import Machine
 from .outcome import OutcomeKind
 from .payload import DEFAULT_ADDRESS
 
-_SECONDS = 5.0
+_SECONDS = 60.0  # it takes milliseconds, unless the host is busy
 _MEMORY = 1 << 20
 _VALUE = 7
 _CODE_SELECTOR = 0x10  # payload.py
@@ -29,8 +29,9 @@ REMEDY = (
 def why_partial() -> str | None:
     """What keeps this host's KVM from running an operating system, by a program of six instructions; None: nothing.
 
-    It takes milliseconds, and seconds at most. Raises: NotSupported without a usable /dev/kvm; HypervisorError where no
-    machine can be made.
+    It takes milliseconds, and a minute at most.
+
+    Raises: NotSupported without a usable /dev/kvm; HypervisorError where no machine can be made.
     """
     address = DEFAULT_ADDRESS["protected"]
     behind = address + len(_BEFORE) + 4 + len(_RETURN)

@@ -111,7 +111,8 @@ class Processors:
     def finish(self) -> None:
         """Finish the accesses that the last run ended in, which KVM does at the next entry. Not while they run.
 
-        Else new registers would meet the old access: its result, and the address of the instruction after it.
+        Else new registers would meet the old access: its result, and the address of the instruction after it. What KVM
+        refuses here it refuses at the next run, which says so.
         """
         event = ffi.new("umdev_kvm_event *")
         for index in range(self._machine.vcpus):
@@ -124,12 +125,16 @@ class Processors:
     def close(self) -> None:
         """End a run of another thread, wait until it has returned, and let none begin. Raises: StateError."""
         with self._changed:
+            self._closed = True  # none begins from now on
             if self.running:
                 self._stop = True
                 self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self.running, 2 * JOIN_TIMEOUT):
-                raise StateError(_STUCK)
-            self._closed = True
+            try:
+                if not self._changed.wait_for(lambda: not self.running, 2 * JOIN_TIMEOUT):
+                    raise StateError(_STUCK)
+            except BaseException:
+                self._closed = False
+                raise
 
     def _run_until(self, deadline: float) -> None:
         vm, count = self._machine.vm, self._machine.vcpus

@@ -33,12 +33,15 @@ def terminal(machine: Machine, end: Callable[[], None]) -> Iterator[None]:
     try:
         if saved is not None:
             tty.setraw(0)
-        thread.start()
-        yield
+        try:
+            thread.start()
+            yield
+        finally:
+            os.close(wake)
+            if thread.ident is not None:
+                thread.join()
+            os.close(done)
     finally:
-        os.close(wake)
-        thread.join()
-        os.close(done)
         if saved is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
         sys.stdout.flush()

@@ -211,7 +211,8 @@ class RemoteClient:
 
     def close(self) -> None:
         """See `PageClient`."""
-        with self._locked():
+        # In a forked child the lock may be a thread's that is not there.
+        with self._locked() if self._connection.own else contextlib.nullcontext():
             self._closed = True
         if self._guest.on_close is not None:
             self._guest.on_close()

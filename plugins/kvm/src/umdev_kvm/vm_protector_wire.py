@@ -37,6 +37,8 @@ PAGES_MAX = 1 << 25
 """Pages that one request arms, or one reply reports: 128 GiB. A device arms all or none of them."""
 LENGTH_MAX = 8 * PAGES_MAX
 """Bytes of a request, or of a reply."""
+PART = 1 << 20
+"""Bytes that are received at a time."""
 VERSION = 1
 PATIENCE = 5.0
 """Seconds that a device may take over one notification; then its connection ends and the store lands."""
@@ -125,11 +127,11 @@ def peer(link: socket.socket) -> tuple[int, int]:
 
 
 def _exactly(link: socket.socket, length: int) -> bytes:
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        got = link.recv_into(view)
-        if not got:
+    """The memory grows with what comes, whatever length a header claims."""
+    data = bytearray()
+    while len(data) < length:
+        part = link.recv(min(length - len(data), PART))
+        if not part:
             raise Disconnected("the peer went away in the middle of a message")
-        view = view[got:]
+        data += part
     return bytes(data)

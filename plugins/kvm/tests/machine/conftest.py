@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -24,6 +25,14 @@ from umdev.errors import HypervisorError, NotSupported
 from umdev_kvm import Machine, OutcomeKind
 from umdev_kvm.probe import why_partial
 from umdev_testkit.payloads import assemble
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for something that another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
 
 
 class Registers(Block["Sample"]):

@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+import time
 
 import pytest
 from umdev.bus import AttachmentState
@@ -46,8 +47,11 @@ def test_a_run_that_still_collects_its_processors_is_under_way(machine, monkeypa
     with pytest.raises(StateError, match="not running"):
         machine.reset()
     closing, closed = in_thread(machine.close)
-    closing.join(0.1)
+    while not machine._processors._stop:
+        time.sleep(0.002)
     assert closing.is_alive(), "it waits for the run"
+    with pytest.raises(StateError, match="closed"):
+        machine._processors.enter()  # no run begins meanwhile
     go_on.set()
     running.join(60)
     closing.join(60)

@@ -16,6 +16,7 @@ from umdev_kvm.vm import check, failure
 from umdev_testkit.payloads import assemble
 
 from .test_hostile import open_things
+from .test_routes import msi
 
 pytestmark = pytest.mark.kvm
 
@@ -83,6 +84,18 @@ def test_a_reset_that_fails_half_way_can_be_done_again(plugged, run, sample, mon
     plugged.firmware.enable(1)
     assert plugged.run(60).value == 0x5A3B1E
     assert open_things() == before
+
+
+def test_a_half_reset_machine_with_interrupt_routes_closes(plugged, run, sample, monkeypatch):
+    assert run(f"{msi(sample, 0x50)} exit 3") == 3
+    assert plugged.bridge._routes._routes, "the kernel has a route"
+    monkeypatch.setattr(plugged.slots, "_set", lambda *_: -errno.ENOMEM)
+    with pytest.raises(HypervisorError):
+        plugged.reset()
+    with pytest.raises(StateError, match="reset it again"):
+        plugged.unplug(1)
+    plugged.close()
+    assert sample.attachment is None
 
 
 def test_a_console_that_fails_once_is_tried_again(make_machine, tmp_path):

@@ -1,7 +1,6 @@
 """Stores without exits: doorbells, and posted stores that keep their order."""
 
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -9,14 +8,9 @@ from umdev.errors import InvalidArgument
 from umdev_kvm import Posted, layout
 from umdev_testkit.payloads import assemble
 
+from .conftest import until
+
 pytestmark = pytest.mark.kvm
-
-
-def until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 @pytest.fixture

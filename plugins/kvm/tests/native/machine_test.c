@@ -113,6 +113,8 @@ static void one_life(umdev_api *api, uint8_t *memory, int rounds)
         change_everything(machine, memory, round);
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
+    while (!atomic_load(&rings) || !atomic_load(&other_rings)) /* both bells are there now */
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     umdev_kvm_end(machine);
     uint64_t exits = 0;
     for (int i = 0; i < 2; i++) {

@@ -112,10 +112,13 @@ static void transmit(umdev_kvm *machine, uint8_t byte)
     if (serial->console < 0 || !serial->room)
         return;
     while (console_ready(machine)) {
-        if (write(serial->console, &byte, 1) == 1)
+        ssize_t written = write(serial->console, &byte, 1);
+        if (written == 1)
             serial->room--;
-        else if (errno == EINTR || errno == EAGAIN) /* another writer was faster */
+        if (written < 0 && (errno == EINTR || errno == EAGAIN)) { /* another writer was faster, or a line end takes two */
+            usleep(1000);
             continue;
+        }
         return; /* what it does not take is lost, and the guest goes on: the next byte may find a reader */
     }
 }
@@ -167,6 +170,9 @@ static void write_register(umdev_kvm *machine, uint32_t offset, uint8_t value)
 
 void umdev_kvm_serial_access(umdev_kvm *machine, uint32_t offset, uint8_t *bytes, uint32_t length, bool write)
 {
+    /* Others that want the mutex, such as a person's key, don't wait for a console that takes nothing. */
+    if (write && offset == DATA && machine->serial.console >= 0)
+        console_ready(machine);
     pthread_mutex_lock(&machine->serial.mutex);
     for (uint32_t i = 0; i < length; i++) {
         if (write)
