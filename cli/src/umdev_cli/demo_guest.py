@@ -112,7 +112,13 @@ class _Listener:
         poll.register(self._host, select.POLLIN)
         while not self._line.endswith(b"\n") and len(self._line) < _LINE_LIMIT:
             if poll.poll(_LOOK_MS):
-                self._line += os.read(self._host, 1)
+                try:
+                    part = os.read(self._host, 1)
+                except OSError:  # the terminal has hung up
+                    return
+                if not part:
+                    return
+                self._line += part
             elif self._over.is_set():
                 return
         os.write(self._host, f"{self._answer}\n".encode())

@@ -173,7 +173,10 @@ class Host:
 
     def show(self, uuid: str) -> dict[str, Any]:
         """Describe a device. Raises: NotFound."""
-        return self._describe(self._find(uuid))
+        served = self._find(uuid)
+        if served.ending:  # its lock may be that of a handler which does not return
+            raise NotFound(f"{uuid} is ending")
+        return self._describe(served)
 
     def _describe(self, served: Served) -> dict[str, Any]:
         path = served.server.socket_path
@@ -232,8 +235,9 @@ class Host:
         stuck = [str(served.device) for served in left if not served.wait()]
         stuck += [] if made else sorted(self._adding)
         self._tracing.wait()
+        parting = time.monotonic() + _PARTING_SECONDS
         for talk in self._talks - {threading.current_thread()}:
-            talk.join(_REQUEST_SECONDS if talk in self._stopping else _PARTING_SECONDS)
+            talk.join(_REQUEST_SECONDS if talk in self._stopping else max(0.0, parting - time.monotonic()))
         self._listener.close()
         if self._setup is not None:
             self._setup.close()
@@ -296,7 +300,8 @@ class Host:
     def _answer(self, body: bytes, connection: socket.socket) -> bytes | None:
         """What to reply, if that has not been done."""
         try:
-            return msgspec.msgpack.encode(self._done(body, connection))
+            reply = self._done(body, connection)
+            return None if reply is None else msgspec.msgpack.encode(reply)
         except Exception as error:  # noqa: BLE001 - what a query has returned may be anything
             _log.warning("control: an answer can't be sent", exc_info=error)
             return msgspec.msgpack.encode(control.failed(UmdevError(f"the answer can't be sent: {error}")))
@@ -384,8 +389,9 @@ def whole_process(host: Host) -> Iterator[Host]:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(Exit.FAILED)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(ready: int, reply: control.Reply) -> None:

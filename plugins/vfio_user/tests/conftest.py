@@ -35,7 +35,7 @@ ACCESS = struct.Struct("<QII")
 IO_FDS = struct.Struct("<IIII")
 SUB_REGION = struct.Struct("<QQIIIIQ")
 VERSION_DATA = b'\0\0\0\0{"capabilities":{"max_msg_fds":16,"write_multiple":true}}' + b" " * 200 + b"\0"
-WAIT = 10.0
+WAIT = 60.0
 MEMORY = 0x10_0000
 DMA_WRITE = 12
 

@@ -16,7 +16,7 @@ from umdev_vfio_user.protocol import Command
 
 from .test_client import WELCOME, FakeServer, answer, descriptors
 
-WAIT = 10.0
+WAIT = 60.0
 
 
 def interrupt_once(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
@@ -75,7 +75,7 @@ def test_half_a_message_ends_the_connection(device, monkeypatch) -> None:
 
 def test_a_bad_descriptor_is_the_callers_mistake(function) -> None:
     for wrong in (10**6, 1 << 40):
-        with pytest.raises((InvalidArgument, OverflowError)):
+        with pytest.raises(InvalidArgument):
             function.connect_irq(1, [wrong])
         assert function.bars[0].read32(0) == 0x5A3B1E
     assert function._client._connection._under_way == {}
@@ -186,6 +186,7 @@ def test_one_server_at_a_time_looks_for_a_dead_socket(tmp_path, monkeypatch: pyt
     """Else both remove what they find, and the first one's new socket with it."""
     monkeypatch.setattr(sockets, "LOCK_TRIES", 2)
     take: Callable[[], None] = lambda: sockets.listen(str(tmp_path / "s")).close()  # noqa: E731
+    take()  # leaves one
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with pytest.raises(SocketPathError, match="locked"):

@@ -231,7 +231,12 @@ class Attachment:
     def _release(self) -> None:
         self._bells.close()
         self.memory.set_filler(None)
-        self.memory.unmap_all()
+        try:
+            self.memory.unmap_all()
+        finally:  # a model's exception that ends the process passes, and all else goes all the same
+            self._forget()
+
+    def _forget(self) -> None:
         self._unwatch()
         self.interrupts.disconnect_all()
         self.interrupts.set_policy(VectorState.CORE)

@@ -368,13 +368,19 @@ class AddressSpace:
         return self._native.locked()
 
     def _release(self, gone: list[Mapping]) -> None:
+        """The client takes its memory back whatever a model does; what ends a process or a test passes afterwards."""
+        passes: BaseException | None = None
         for mapping in gone:
             for listener in (*self._listeners, *self._late_listeners):
                 try:
                     listener(mapping)
-                except Exception:  # the client takes its memory back whatever a model does
+                except BaseException as error:
                     logger.exception("on_unmap listener failed for %r", mapping)
+                    if not isinstance(error, Exception):
+                        passes = passes or error
             mapping.forget()
+        if passes is not None:
+            raise passes
 
     def _changed(self) -> None:
         for listener in tuple(self._change_listeners):
@@ -388,7 +394,8 @@ class AddressSpace:
             return b""
         if not 0 < length <= SMALL:
             covering = self._check_covered(iova, length, space, Protection.READ)  # before memory is allocated for it
-            if length > MESSAGE_READ_MAX and (by_message := [map_ for map_ in covering if map_.backing is None]):
+            by_message = [mapping for mapping in covering if mapping.backing is None]
+            if sum(min(each.end, iova + length) - max(each.iova, iova) for each in by_message) > MESSAGE_READ_MAX:
                 text = (
                     f"memory at {by_message[0].iova:#x} is by message: at most {MESSAGE_READ_MAX >> 20} MiB in one read"
                 )

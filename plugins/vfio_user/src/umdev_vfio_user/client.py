@@ -238,6 +238,8 @@ class Client:
                     failed.errno = error.errno
                     raise failed from error
                 raise self._abandoned_by(Disconnected(f"the server is gone: {error.strerror or error}")) from error
+            if isinstance(error, OverflowError):  # array's, before anything is sent
+                raise InvalidArgument(f"one of the descriptors {list(descriptors)} is no descriptor") from error
             # An interrupt tells nothing of what has been sent; other exceptions come before the first byte.
             if begun or not isinstance(error, Exception):
                 self._abandoned_by(error)

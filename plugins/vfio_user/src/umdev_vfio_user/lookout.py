@@ -22,7 +22,7 @@ log = logging.getLogger("umdev.vfio_user")
 ACCEPT_PAUSE = 0.1
 """Seconds before another try when a connection can't be accepted."""
 
-ABORT_PAUSE_MS = 50
+ABORT_PAUSE_MS = 1  # each access that is left may wait for one
 """Between two looks for accesses that wait, when nobody waits for them any more."""
 
 
@@ -36,7 +36,7 @@ class Lookout:
     def __init__(self, device: Device, client: int, pid: int, listener: socket.socket | None) -> None:
         """`client`: the connected descriptor, open until the end; `pid`: its process, for the log.
 
-        Raises: OSError, RuntimeError when there is no descriptor or thread left.
+        Raises: OSError when there is no descriptor left. Entering it: RuntimeError when there is no thread left.
         """
         self._device = device
         self._client = client
@@ -44,13 +44,13 @@ class Lookout:
         self._listener = listener
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"vfio-user lookout of {device}", daemon=True)
+
+    def __enter__(self) -> Self:
         try:
             self._thread.start()
         except BaseException:
             os.close(self._end)
             raise
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -91,6 +91,8 @@ class Lookout:
         assert self._listener is not None, "nothing else can be ready"
         try:
             other, _ = self._listener.accept()
+        except BlockingIOError:  # another process was faster
+            return
         except OSError as error:
             log.warning("%s: no connection: %s", self._device, error)
             time.sleep(ACCEPT_PAUSE)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import select
 import threading
@@ -120,8 +121,8 @@ class Server:
                 self._open_log(wire_log)
             self.attachment = Attachment(device, "vfio-user", hypervisor, endpoint=self)
             self._describe_regions()
-            self._held.callback(device.address_space.set_messages, links.NULL)
             self._attach()
+            self._held.callback(device.address_space.set_messages, links.NULL)
             failed.pop_all()
 
     @property
@@ -207,8 +208,11 @@ class Server:
             self._held.callback(inherited.close)
         elif self.socket_path is not None:
             self._listener = sockets.listen(self.socket_path)
-            self._held.callback(sockets.remove, self.socket_path, os.lstat(self.socket_path).st_ino)
+            # Removed while it still listens: later the file may be another server's that found ours dead.
             self._held.callback(self._listener.close)
+            self._held.callback(sockets.remove, self.socket_path, os.lstat(self.socket_path).st_ino)
+        if self._listener is not None:
+            self._listener.setblocking(False)  # another process may accept from it, too
 
     def _open_log(self, path: str | os.PathLike[str]) -> None:
         try:
@@ -223,9 +227,9 @@ class Server:
             self._link.set_region(index, info.size, flags)
 
     def _attach(self) -> None:
-        memory = self.device.address_space
-        memory.set_messages(self._link.transfer, self._link.context, self._link.cancel)
         self.attachment.attach()
+        # Only now: before, it may be another attachment's. No map has come yet.
+        self.device.address_space.set_messages(self._link.transfer, self._link.context, self._link.cancel)
 
     def _next_client(self) -> socket.socket | None:
         if self._connected is not None:
@@ -248,6 +252,9 @@ class Server:
         """The client that knocks; None if it may not come in, or can't."""
         try:
             client, _ = listener.accept()
+            client.setblocking(True)
+        except BlockingIOError:  # somebody else was faster
+            return None
         except OSError as error:  # no descriptor left, most likely: it can wait
             log.warning("%s: no connection: %s", self.device, error)
             time.sleep(ACCEPT_PAUSE)
@@ -262,22 +269,23 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         self.client_pid = sockets.peer_pid(client)
+        lookout = contextlib.ExitStack()
         try:
-            lookout = Lookout(self.device, client.fileno(), self.client_pid, self._listener)
+            lookout.enter_context(Lookout(self.device, client.fileno(), self.client_pid, self._listener))
         except (OSError, RuntimeError) as error:  # no descriptor or thread left
             log.warning("%s: no connection: %s", self.device, error)
             time.sleep(ACCEPT_PAUSE)
             return
-        self._link.connect(client.detach())
-        session = Session(self.attachment, self._link, vector_state=self._vector_state)
-        self._link.log(f"CONNECTED client={self.clients + 1}")
         try:
-            with lookout:
-                if self._handshake(session):
-                    self.attachment.run()
-                    self.clients += 1
-                    self._loop(session)
+            self._link.connect(client.detach())
+            session = Session(self.attachment, self._link, vector_state=self._vector_state)
+            self._link.log(f"CONNECTED client={self.clients + 1}")
+            if self._handshake(session):
+                self.attachment.run()
+                self.clients += 1
+                self._loop(session)
         finally:
+            lookout.close()  # which looks at the link's descriptor
             self._link.log("DISCONNECTED")
             # First the link, so that nothing of the device waits for this client any more.
             self._link.disconnect()
@@ -285,7 +293,7 @@ class Server:
                 self._let_go()
 
     def _let_go(self) -> None:
-        if self.attachment.state is not AttachmentState.DETACHED:
+        if self.attachment.state not in (AttachmentState.DETACHED, AttachmentState.REMOVED):
             self._detach(self._kind)
         elif self.device.attachment is None:
             # Somebody has detached it while it was served, and the client's last messages may have come after that.
@@ -305,7 +313,8 @@ class Server:
 
     def _handshake(self, session: Session) -> bool:
         """Whether the client has said VERSION in time."""
-        end = time.monotonic() + HANDSHAKE_TIMEOUT
+        # Nobody else can come by a connected descriptor: no reason to hurry.
+        end = time.monotonic() + HANDSHAKE_TIMEOUT if self._listener is not None else math.inf
         self._link.set_slice(SLICE)
         while session.client is None:
             outcome = self._link.run()

@@ -43,10 +43,15 @@ def listen(path: str) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(server.fileno(), 0o600)  # bind gives the file this mode: it is never open to others
-        with _alone_in(folder):
-            _remove_stale(path)
+        try:
             server.bind(path)
-            server.listen(BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            with _alone_in(folder):
+                _remove_stale(path)
+                server.bind(path)
+        server.listen(BACKLOG)
     except UmdevError:
         server.close()
         raise
