@@ -36,7 +36,8 @@ class TestLife:
         vgpu.address_space.unmap_all()
         engine = vgpu.engine_at(BLITTER)
         honest.wait_until(lambda: engine.error, "the error")
-        assert "unreachable" in engine.error
+        # The page, or the table that leads to it: whichever the blit came to next.
+        assert "unreachable" in engine.error or "bad table" in engine.error
         honest.run(BLITTER, user_interrupt())
 
     @pytest.mark.parametrize("bus", ["loopback", "vfio-user"])
