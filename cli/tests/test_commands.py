@@ -286,6 +286,10 @@ class TestDoctor:
             assert row["text"] == text.format(path=path)
             assert "trixie-backports" in row["remedy"]
 
+    def test_the_bench_says_what_makes_it_fail(self, umdev: Umdev) -> None:
+        pytest.importorskip("umdev_testkit", reason="umdev-testkit is not installed; pip install it")
+        assert "Without --check the exit code is 0" in " ".join(umdev("bench", "--help").stdout.split())
+
     def test_the_qemu_that_the_test_kit_has_fetched(self, umdev: Umdev) -> None:
         pytest.importorskip("umdev_testkit", reason="umdev-testkit is not installed; pip install it")
         prefix = umdev.folder / "cache" / "qemu-trixie"
