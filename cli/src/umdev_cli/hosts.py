@@ -12,11 +12,9 @@ at and removed under the lock of the runtime directory.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
-import socket
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -73,7 +71,7 @@ def tidy(directory: Path | None = None) -> list[HostFolder]:
                 is_uuid(uuid)
                 and uuid not in claims
                 and not (directory / "instances" / uuid).exists()
-                and _is_dead(path)
+                and runtime.is_dead_socket(path)
             ):
                 path.unlink(missing_ok=True)
         runtime.prune(directory)
@@ -128,18 +126,6 @@ def release_folder(directory: Path, folder: Path, descriptor: int) -> None:
                 runtime.prune(directory)
     finally:
         os.close(descriptor)
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether the file is a socket that no process has any more."""
-    if not path.is_socket():
-        return False
-    # Of the other type than servers', so that one that lives answers EPROTOTYPE and sees no client (unix(7)).
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            return probe.connect_ex(str(path)) == errno.ECONNREFUSED
-        except OSError:  # the path is too long for a socket, so none was bound by it
-            return False
 
 
 def _folders(directory: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umdev.errors import InvalidArgument, SocketPathError, TransportError, UmdevError
+from umdev.runtime import is_dead_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,12 +133,7 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise SocketPathError(f"{path} exists and is no socket")
-    # A datagram socket can't connect to a stream socket (unix(7), EPROTOTYPE). So a server that lives there learns
-    # nothing of it: no client comes whose end would reset its device. ECONNREFUSED: no living socket has the file.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        probe.setblocking(False)
-        code = probe.connect_ex(path)
-    if code != errno.ECONNREFUSED:
+    if not is_dead_socket(Path(path)):
         raise SocketPathError(f"{path} exists and another process listens there")
     os.unlink(path)  # noqa: PTH108 - beside lstat, by the same name
 
