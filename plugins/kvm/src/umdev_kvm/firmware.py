@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from umdev.bus import Attachment
+    from umdev.pci import BarInfo
 
     from .bridge import Plugged
     from .machine import Machine
@@ -48,7 +49,7 @@ class Firmware:
         bars = attachment.device.config.bars.values()
         for bar in sorted(bars, key=lambda bar: bar.size, reverse=True):
             kind = "memory32" if bar.kind == "rom" else bar.kind
-            size = bar.size if kind == "io" else max(bar.size, _PAGE)
+            size = _span(bar)
             address = self._room(kind, size)
             if address is None:
                 raise NotSupported(f"no room for BAR {bar.index} of {attachment.device}: {size:#x} bytes of {kind}")
@@ -93,4 +94,9 @@ class Firmware:
             for index, bar in config.bars.items():
                 address = config.bar_address(index)
                 if address and (bar.kind == "io") == io:
-                    yield address, address + (bar.size if io else max(bar.size, _PAGE))
+                    yield address, address + _span(bar)
+
+
+def _span(bar: BarInfo) -> int:
+    """Bytes of its window that a BAR takes."""
+    return bar.size if bar.kind == "io" else max(bar.size, _PAGE)
