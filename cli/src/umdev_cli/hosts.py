@@ -21,6 +21,7 @@ import msgspec
 from umdev import runtime
 from umdev.errors import InvalidArgument
 from umdev.instances import Claimed, InstanceClaims
+from umdev.sockets import is_dead_socket
 
 from .identity import is_uuid
 
@@ -71,7 +72,7 @@ def tidy(directory: Path | None = None) -> list[HostFolder]:
                 is_uuid(uuid)
                 and uuid not in claims
                 and not (directory / "instances" / uuid).exists()
-                and runtime.is_dead_socket(path)
+                and is_dead_socket(path)
             ):
                 path.unlink(missing_ok=True)
         runtime.prune(directory)

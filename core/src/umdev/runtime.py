@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import stat
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from .errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["config_directory", "exists", "is_dead_socket", "locked", "prune", "runtime_directory"]
+__all__ = ["config_directory", "exists", "locked", "prune", "runtime_directory"]
 
 _FOLDERS = ("hosts", "instances")
 _LOCK_SECONDS = 10.0
@@ -60,19 +59,6 @@ def exists(directory: Path) -> bool:
     except OSError as error:
         raise _no_use(directory, error) from error
     return True
-
-
-def is_dead_socket(path: Path) -> bool:
-    """Whether the file is a socket that no process has any more. Who lives there learns nothing of the question."""
-    if not path.is_socket():
-        return False
-    # Of the other type than servers', which is EPROTOTYPE where one lives: no client comes, whose end would reset a
-    # device. ECONNREFUSED: no living socket has the file (unix(7)).
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            return probe.connect_ex(str(path)) == errno.ECONNREFUSED
-        except OSError:  # the path is too long for a socket, so none was bound by it
-            return False
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umdev.errors import InvalidArgument, SocketPathError, TransportError, UmdevError
-from umdev.runtime import is_dead_socket
+from umdev.sockets import is_dead_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
