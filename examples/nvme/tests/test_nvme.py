@@ -190,16 +190,20 @@ def test_health_tells_what_was_moved(stepped):
 def test_message_interrupts_of_several_queues(driver):
     with driver.function.enable_interrupts("msix", 9) as interrupts:
         driver.enable()
+
+        def interrupted(queue, vector, *command):
+            # First the interrupt: there is none for a completion that the driver has acknowledged already.
+            queue.submit(*command)
+            assert interrupts.wait(vector, timeout=60) == 1
+            return queue.wait()
+
+        assert interrupted(driver.admin, 0, 10, 0, 0, 0, 1).status == 0
         queues = [driver.create(number, vector=9 - number) for number in (1, 2, 3)]
-        assert interrupts.wait(0, timeout=60) >= 1, "the admin queue's"
         for queue in queues:
-            queue.submit(FLUSH, 1)
-            assert interrupts.wait(9 - queue.number, timeout=60) == 1
-            assert queue.wait().status == 0
+            assert interrupted(queue, 9 - queue.number, FLUSH, 1).status == 0
         silent = driver.create(4, vector=1, interrupts=False)
         assert silent.command(FLUSH, 1).status == 0
-        assert queues[0].command(FLUSH, 1).status == 0
-        assert interrupts.wait(8, timeout=60) == 1
+        assert interrupted(queues[0], 8, FLUSH, 1).status == 0
         assert interrupts.wait(1, timeout=0) == 0
 
 
