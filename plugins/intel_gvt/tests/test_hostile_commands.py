@@ -1,6 +1,7 @@
 """Hostile batches and blits: each ends, in an error that the driver hears of or in nothing."""
 
 import re
+import struct
 import time
 
 import pytest
@@ -76,6 +77,19 @@ class TestBatches:
             return
         assert re.search(error, attacker.settle(RENDER, vgpu))
         assert attacker.mmio.read32(RENDER + 0xB0) & 1
+
+    def test_padding_that_has_no_end_holds_nobody(self, pair):
+        attacker, vgpu, honest, _ = pair
+        page = attacker.page()
+        for _ in range(3):  # every address of the upper half of the space leads to one page of no-operations
+            page, table = attacker.page(), page
+            attacker.poke(page, struct.pack("<Q", table | 3) * 512)
+        attacker.poke(attacker.attack_table.root + 8 * 256, struct.pack("<Q", page | 3) * 256)
+        attacker.go(RENDER, batch_start(1 << 47))
+        for _ in range(20):
+            assert honest.run(BLITTER, user_interrupt())[-1][0] == 0x18
+        assert vgpu.engines[0].busy
+        attacker.reset_engine(RENDER)
 
     def test_the_log_does_not_grow_for_ever(self, attack, caplog):
         attacker, _ = attack

@@ -95,6 +95,8 @@ class Execution:
                 self._trace.tell(self.engine.spec.name, PASSED, stream.passed - passed, address=start)
             if isinstance(taken, Fault):
                 return self.fail(f"commands can't be read: {taken}")
+            if taken is None:
+                return None
             command = taken
         if not command:
             return self._ended(stream)

@@ -41,8 +41,11 @@ class Stream:
         """Whether there is no more to read; a batch ends by a command only."""
         return False
 
-    def take(self) -> tuple[int, ...] | Fault:
-        """The next command that has an effect. Empty: the stream ended, or the next dword is no command."""
+    def take(self) -> tuple[int, ...] | Fault | None:
+        """The next command that has an effect. Empty: the stream ended, or the next dword is no command.
+
+        None: none so far, look at the budget. A page of memory that is mapped everywhere is padding for hours.
+        """
         while True:
             count = len(self._content) // DWORD
             if self._at >= count:
@@ -54,6 +57,8 @@ class Stream:
             found = self._scanner.scan(self._content, self._at, count)
             self._at += found.at
             self.passed += found.commands
+            if found.stop == scan.END:
+                return None
             if found.stop == scan.EXECUTE:
                 command = struct.unpack_from(f"<{found.length}I", self._content, self._at * DWORD)
                 self._at += found.length
