@@ -79,6 +79,26 @@ class TestLife:
             assert attacker.run(BLITTER, user_interrupt())[-1][0] == 0x18
             assert honest.run(BLITTER, user_interrupt())[-1][0] == 0x18
 
+    def test_a_command_that_is_late_writes_no_register_of_the_next_life(self, pair):
+        from umdev_intel_gvt.commands.memory_interface import execute
+
+        attacker, vgpu, honest, _ = pair
+        attacker.go_batch(RENDER, *endless())
+        engine = vgpu.engine_at(RENDER)
+        honest.wait_until(lambda: engine._execution, "its beginning")
+        late = engine._execution
+        attacker.interrupts.close()
+        attacker.function.reset()
+        registers = vgpu.registers.render.general
+        registers[1].value = 0x1234
+        for command in (
+            load_register(RENDER + 0x600, 0x5EC7),
+            [0x2A << 23 | 1, RENDER + 0x608, RENDER + 0x600],
+            [0x1A << 23, 0x580 << 20 | 0x31],
+        ):
+            assert execute(late, tuple(command)) is None
+        assert [register.value for register in registers] == [0, 0x1234, *[0] * 14]
+
     def test_messages_that_nobody_hears_and_memory_that_is_read_only(self, gpu, loopback_function):
         import os
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from umdev_softgpu import Fault, Step
 
 from . import blits, memory_interface, render
+from .alu import compute
 from .names import name
 from .outcome import Outcome
 from .register_access import CommandRegisters
 from .stream import Batch, Limited, Ring, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from umdev_softgpu import Blit, Budget, Rect, Space
 
@@ -165,14 +166,31 @@ class Execution:
     def raise_event(self, event: EngineEvent) -> None:
         """Interrupt the driver, unless the engine was reset meanwhile."""
         with self.engine.vgpu.locked():
-            if self.generation == self.engine.generation:
+            if self.lives:
                 self.engine.raise_event(event)
 
     def forget_translations(self) -> None:
         """The driver changed its tables and says so in its ring."""
         with self.engine.vgpu.locked():
-            if self.generation == self.engine.generation:
+            if self.lives:
                 self.engine.forget_translations()
+
+    def write_registers(self, values: Iterable[tuple[int, int]]) -> None:
+        """Offsets and values, unless the engine was reset meanwhile: the next life's registers are its own."""
+        with self.engine.vgpu.locked():
+            if self.lives:
+                for offset, value in values:
+                    self.registers.write(offset, value)
+
+    def compute(self, instructions: Sequence[int]) -> str:
+        """MI_MATH, likewise; returns what is wrong, or an empty text."""
+        with self.engine.vgpu.locked():
+            return compute(self.engine.ring.general, instructions) if self.lives else ""
+
+    @property
+    def lives(self) -> bool:
+        """The engine was not reset since. The device lock is held."""
+        return self.generation == self.engine.generation
 
     def enter_batch(self, address: int, *, process: bool, second_level: bool) -> Outcome | None:
         """Go on in a batch: called from the ring or as second level, else instead of the batch that this is in."""

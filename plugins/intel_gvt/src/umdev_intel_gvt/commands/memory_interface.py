@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from umdev_softgpu import Fault
 
 from ..interrupt_tree import EngineEvent
-from .alu import compute
 from .atomics import atomic
 from .names import mi_name
 from .outcome import Outcome
@@ -69,8 +68,8 @@ def _store_data(execution: Execution, command: Command) -> Outcome | None:
 
 
 def _load_registers(execution: Execution, command: Command) -> Outcome | None:
-    for offset, value in zip(command[1::2], command[2::2], strict=False):
-        execution.registers.write(offset & REGISTER_MASK, value)
+    offsets = (offset & REGISTER_MASK for offset in command[1::2])
+    execution.write_registers(zip(offsets, command[2::2], strict=False))
     return None
 
 
@@ -87,12 +86,13 @@ def _load_register(execution: Execution, command: Command) -> Outcome | None:
     found = space.read(_address(command[2], command[3]), 4)
     if isinstance(found, Fault):
         return execution.fail(str(found))
-    execution.registers.write(command[1] & REGISTER_MASK, int.from_bytes(found, "little"))
+    execution.write_registers([(command[1] & REGISTER_MASK, int.from_bytes(found, "little"))])
     return None
 
 
 def _copy_register(execution: Execution, command: Command) -> Outcome | None:
-    execution.registers.write(command[2] & REGISTER_MASK, execution.registers.read(command[1] & REGISTER_MASK))
+    value = execution.registers.read(command[1] & REGISTER_MASK)
+    execution.write_registers([(command[2] & REGISTER_MASK, value)])
     return None
 
 
@@ -154,7 +154,7 @@ def _conditional_end(execution: Execution, command: Command) -> Outcome | None:
 
 
 def _math(execution: Execution, command: Command) -> Outcome | None:
-    wrong = compute(execution.engine.ring.general, command[1:])
+    wrong = execution.compute(command[1:])
     return execution.fail(wrong) if wrong else None
 
 

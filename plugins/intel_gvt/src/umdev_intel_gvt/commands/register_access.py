@@ -24,7 +24,7 @@ HALF = 0xFFFF_FFFF
 
 
 class CommandRegisters:
-    """Of one engine. Any thread: a register changes in one atomic step."""
+    """Of one engine. Any thread may read; who writes holds the device lock, since a reset clears them."""
 
     def __init__(self, engine: EngineState) -> None:
         self._engine = engine
