@@ -81,9 +81,8 @@ class EngineState:
     def step(self, budget: Budget, generation: int) -> Step:
         """One turn on the scheduler's thread, without the device lock."""
         with self.vgpu.locked():
-            if generation != self.generation:
+            if generation != self.generation or not self._report_noted():
                 return Step.DONE
-            self._report_noted()
             if self._execution is None and not self._load():
                 return Step.DONE
             execution = self._execution
@@ -93,9 +92,8 @@ class EngineState:
             return Step.DONE
         outcome = execution.run(budget)
         with self.vgpu.locked():
-            if generation != self.generation:
+            if generation != self.generation or not self._report_noted():
                 return Step.DONE
-            self._report_noted()
             self._show_progress(execution)
             match outcome:
                 case Outcome.MORE:
@@ -139,7 +137,7 @@ class EngineState:
 
     def _look_again(self, execution: Execution) -> None:
         """The running context was submitted again, maybe with more in its ring."""
-        while self._submitted.again:  # or once more, while this waited for a message
+        while self._submitted.again and execution is self._execution:  # or once more, while this waited for a message
             self._submitted.again = 0
             self.forget_translations()
             execution.context.reload_tail(self.memory)
@@ -147,6 +145,8 @@ class EngineState:
     def _complete(self, execution: Execution, generation: int) -> Step:
         """The ring is empty: save the context, tell the driver, and go on to what comes next."""
         self._look_again(execution)
+        if generation != self.generation:  # reset while it waited for a message
+            return Step.DONE
         if not execution.exhausted:  # more was submitted since
             return Step.MORE
         fault = execution.context.save(self.memory)
@@ -162,21 +162,27 @@ class EngineState:
         if self.busy:
             self._report(Switch.ELEMENT | Switch.COMPLETE, identity)
             return Step.MORE
+        if lib.gvt_engine_start_waiting(self._submitted):  # before a message lets the driver submit to an idle engine
+            self.queue.submit(Run(self, generation))
         self._report(Switch.ACTIVE_TO_IDLE | Switch.COMPLETE, identity)
-        if lib.gvt_engine_start_waiting(self._submitted):
-            self.queue.submit(Run(self, self.generation))
         return Step.DONE
 
-    def _report_noted(self) -> None:
-        """What handlers have noted: they do no DMA themselves, since memory may be reached by message only."""
+    def _report_noted(self) -> bool:
+        """What handlers have noted: they do no DMA themselves, since memory may be reached by message only.
+
+        False: the engine was reset while this waited for a message.
+        """
+        generation = self.generation
         noted: Any = ffi.new("gvt_event *")
-        while lib.gvt_engine_noted(self._submitted, noted):
+        while generation == self.generation and lib.gvt_engine_noted(self._submitted, noted):
             pointer = self.ring.status_pointer
             pointer.write_pointer = (pointer.write_pointer + noted.skipped) % CSB_ENTRIES
             self._report(noted.status, noted.context)
+        return generation == self.generation
 
     def _report(self, status: int, identity: int) -> None:
         """Entry, then index, then interrupt: the order in which the driver looks at them."""
+        generation = self.generation
         pointer = self.ring.status_pointer
         slot = (pointer.write_pointer + 1) % CSB_ENTRIES
         entry = identity << 32 | status
@@ -185,6 +191,8 @@ class EngineState:
         fault = ggtt.write(page + CSB_OFFSET + 8 * slot, entry.to_bytes(8, "little"))
         if fault is None:
             fault = ggtt.write(page + CSB_WRITE_INDEX, slot.to_bytes(4, "little"))
+        if generation != self.generation:  # reset while it waited for a message
+            return
         if fault is not None:
             self.vgpu.refuse(f"an event of {self.spec.name}, whose status page can't be written")
         self.ring.status_buffer[slot].value = entry
