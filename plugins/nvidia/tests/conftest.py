@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,11 @@ COPY, GRAPHICS = 0, 1
 PITCH_LAUNCH = 0x182
 """LAUNCH_DMA: not pipelined, both images without blocks."""
 MULTI_LINE, REMAP = 1 << 9, 1 << 10
+ALL_ONES = 0xFFFF_FFFF
+DATA, VIDEO, FENCE = 0x2000_0000, 0x4000_0000, 0x6000_0000
+"""Where an attacker's channel sees a page of the system's memory, one of video memory, and one for its fences."""
+GROWTH = 48 * MIB
+VRAM_SIZE = 512 * MIB
 
 
 def header(method, count=1, *, subchannel=0, kind=1):
@@ -341,6 +349,27 @@ class Driver:
         self.buffer.free()
 
 
+class Attacker(Driver):
+    """A driver that knows how to misbehave."""
+
+    def prepare(self):
+        """A channel with a page of the system's memory, one of video memory and one of fences."""
+        self.victim = channel = self.channel(0)
+        self.data, self.fence, self.video = self.page(), self.page(), self.vram(PAGE)
+        channel.tables.map(DATA, self.data, system=True)
+        channel.tables.map(FENCE, self.fence, system=True)
+        channel.tables.map(VIDEO, self.video)
+        self.invalidate(channel.tables)
+        return channel
+
+    def fence_comes(self, payload=77):
+        self.victim.go(*release(FENCE, payload))
+        self.wait_until(lambda: self.word(self.fence) == payload, "the fence")
+
+    def faulted(self):
+        return bool(self.mmio.read32(0x2100) & FAULT)
+
+
 @pytest.fixture(autouse=True)
 def runtime_directory(tmp_path, monkeypatch):
     """Claims of a test's own, so that what runs elsewhere takes no instance away."""
@@ -378,3 +407,41 @@ def loopback_driver(vgpu, loopback_function):
     driver = Driver(loopback_function(vgpu)).start()
     yield driver
     driver.close()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture
+def attack(gpu, loopback_function):
+    """A hostile driver, prepared, and its vGPU; afterwards an honest one's and everything else is looked at."""
+    vgpu, other = (gpu.create("nvidia-36") for _ in range(2))
+    attacker, honest = (Attacker(loopback_function(device)).start() for device in (vgpu, other))
+    attacker.prepare()
+    honest.prepare()
+    honest.fence_comes(1)
+    channels = other.registers.fifo.channels.known.values()
+    honest.wait_until(lambda: not any(channel.queue.waiting for channel in channels), "the end of its step")
+    honest.save(honest.video, 0x1234_5678)
+    memory = other.vram.memory[: 16 * MIB]
+    gc.collect()
+    before = resident()
+    yield attacker, vgpu
+    gc.collect()
+    assert resident() - before <= GROWTH
+    assert other.vram.memory[: 16 * MIB] == memory
+    honest.fence_comes(2)
+    assert other.refused == {}
+    # What the attacker broke, its own reset mends.
+    attacker.interrupts.close()
+    attacker.function.reset()
+    attacker.function.enable()
+    assert vgpu.vram.memory[: 16 * MIB].strip(b"\0") == b""
+    attacker.__init__(attacker.function)
+    attacker.start()
+    attacker.prepare()
+    attacker.fence_comes(3)
+    assert vgpu.native.counters["faulted"] == other.native.counters["faulted"] == 0
+    attacker.close()
+    honest.close()

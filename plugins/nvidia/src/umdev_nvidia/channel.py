@@ -54,7 +54,8 @@ class Channel:
     def bind(self, instance: int | None) -> None:
         """Become what an instance block says, from its beginning; None: nothing any more."""
         self.generation += 1
-        self._execution, self._queued, self.killed = None, False, False
+        self._execution, self._queued, self.killed, self._preempted = None, False, False, False
+        self.queue.cancel()  # a turn under way ends, and turns of channels that it was do not pile up
         self.vgpu.vram.ignore(self.number)
         self.instance = instance
 

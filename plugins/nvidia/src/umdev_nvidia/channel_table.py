@@ -96,7 +96,6 @@ class ChannelTable(Block["Vgpu"]):
     def clear(self) -> None:
         """A reset: nothing is bound, enabled or listed, and what ran has ended."""
         for channel in self.known.values():
-            channel.queue.cancel()
             channel.bind(None)
             channel.enabled = False
             channel.runlists.clear()
