@@ -73,6 +73,7 @@ class TestMethods:
         attacker.wait_until(lambda: attacker.mmio.read32(0x2100) & PBDMA, "the error")
         attacker.victim.wait_idle()
         assert attacker.mmio.read32(0x40108) == bits
+        assert attacker.mmio.read32(0x400C0) >> 16 & 7 == dwords[0] >> 13 & 7, "the subchannel"
         attacker.mmio.write32(0x40108, ALL_ONES)
         assert not attacker.mmio.read32(0x2100) & PBDMA
         attacker.fence_comes()

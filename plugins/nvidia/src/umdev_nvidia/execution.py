@@ -88,8 +88,12 @@ class Execution:
         if method is None:
             return Outcome.DONE
         self._again = method
-        if not self._execute(*method):
-            return Outcome.BLOCKED
+        try:
+            if not self._execute(*method):
+                return Outcome.BLOCKED
+        except HostError as error:
+            error.subchannel = method.subchannel  # which host and engines don't know
+            raise
         self._again = None
         return None
 
@@ -99,7 +103,7 @@ class Execution:
         elif method < METHODS_END:
             return self.host.execute(self, method, data)
         elif (engine := self.engines.get(subchannel)) is None:
-            raise HostError(PbdmaError.DEVICE, method, data, subchannel)
+            raise HostError(PbdmaError.DEVICE, method, data)
         else:
             self._again = None
             self._launch = engine.execute(self, method, data)
@@ -108,7 +112,7 @@ class Execution:
     def _bind(self, subchannel: int, class_: int) -> None:
         if class_ != copy_engine.CLASS:
             self.engines.pop(subchannel, None)
-            raise HostError(PbdmaError.DEVICE, SET_OBJECT, class_, subchannel)
+            raise HostError(PbdmaError.DEVICE, SET_OBJECT, class_)
         self.engines.setdefault(subchannel, CopyEngine())  # its state is the channel's, and stays
 
     # What methods use.
