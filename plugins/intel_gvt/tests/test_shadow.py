@@ -115,6 +115,28 @@ def test_large_pages_are_split(make):
     assert driver.load(page) == 0x600D
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_page_that_may_only_be_read_stays_so(make, mode):
+    vgpu, driver = make(mode)
+    table, page = driver.table(), driver.page()
+    table.map(BASE, page)
+    entry = driver.load(driver.load(table.root, 8) & ~0xFFF | 8 * (BASE >> 30), 8) & ~0xFFF
+    driver.save(entry, page & ~0x1F_FFFF | 0x81, 8)
+    context = driver.context(RENDER, table)
+    context.emit(store(BASE + page % (2 << 20), 1))
+    driver.submit(context)
+    driver.wait_until(lambda: not vgpu.engines[0].busy or vgpu.engines[0].error)
+    assert "not permitted" in vgpu.engines[0].error
+    assert driver.load(page) == 0
+
+
+def test_roots_that_are_no_memory_are_not_kept(make):
+    vgpu, _ = make("track")
+    with vgpu.locked():
+        assert {vgpu.shadows.root(1 << 38 | number * PAGE) for number in range(100)} == {0}
+        assert not vgpu.shadows._roots
+
+
 def test_what_is_destroyed_is_given_back(make):
     vgpu, driver = make("trap")
     tables = []
@@ -164,6 +186,9 @@ def test_modes_that_are_none(gpu):
 
 def test_what_the_engine_comes_back_to_is_pinned(make):
     vgpu, driver = make("off")
+    driver.map(driver.hidden, 1 << 38)  # a page that is no memory hinders no other one
+    with vgpu.locked():
+        vgpu.pinned.hold(vgpu.engines[0].memory.ggtt, driver.hidden, PAGE)
     context = driver.context(RENDER)
     context.emit(store(0, 0)[:0])
     context.emit([0, 0])

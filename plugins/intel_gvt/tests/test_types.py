@@ -1,6 +1,8 @@
 """What the parent offers: types, texts, slices, attributes."""
 
 import itertools
+import sys
+import threading
 
 import pytest
 from umdev.device import InvalidArgument, NoInstanceLeft
@@ -86,3 +88,22 @@ def test_attributes_reach_the_scheduler(gpu):
     assert (chosen.client.weight, chosen.client.cap) == (5, 0.4)
     plain.close()
     chosen.close()
+
+
+def test_vgpus_that_are_made_at_once_share_one_scheduler(gpu, monkeypatch):
+    module = sys.modules[type(gpu).__module__]
+    made, real = [], module.Scheduler
+
+    def slow(*args, **options):
+        if not made:
+            made.append(other)
+            other.start()
+            other.join(0.1)  # it waits for us, or has made another one
+        made.append(scheduler := real(*args, **options))
+        return scheduler
+
+    other = threading.Thread(target=lambda: gpu.scheduler)
+    monkeypatch.setattr(module, "Scheduler", slow)
+    first = gpu.scheduler
+    other.join()
+    assert made == [other, first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from umdev.device import DeviceType, InvalidArgument, NoInstanceLeft, Parent
@@ -36,14 +37,16 @@ class IntelGpu(Parent):
         super().__init__("intel-gvt", types, capacity=MAXIMUM_VGPUS, shared_process=True)
         self.partition = Partition()
         self._clock = clock
+        self._making = threading.Lock()
         self._scheduler: Scheduler | None = None
 
     @property
     def scheduler(self) -> Scheduler:
         """Of the engines; made when the first vGPU needs it."""
-        if self._scheduler is None:
-            self._scheduler = Scheduler(FairShare(), name=self.name, clock=self._clock)
-        return self._scheduler
+        with self._making:
+            if self._scheduler is None:
+                self._scheduler = Scheduler(FairShare(), name=self.name, clock=self._clock)
+            return self._scheduler
 
     def close(self) -> None:
         """End the engines' thread, for tests and embedders; the vGPUs are closed before. It begins anew if need be."""

@@ -6,7 +6,7 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from umdev.device import PAGE_SIZE, PinLimit, UmdevError
+from umdev.device import PAGE_SIZE, NotMapped, PinLimit, UmdevError
 from umdev_softgpu import Fault, Target
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class PinnedPages:
     def _pin(self, page: int) -> bool:
         try:
             self._memory.pin(page)
+        except NotMapped:  # the driver's mistake, which it may mend
+            return False
         except PinLimit as error:
             self._refused = True
             log.warning("pages of the GPU are not pinned: %s", error)

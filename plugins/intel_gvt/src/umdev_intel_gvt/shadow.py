@@ -50,7 +50,8 @@ class Key(NamedTuple):
 
     page: int
     level: int
-    split: bool = False
+    split: int = 0
+    """What the entry of a 2 MiB page allows, for those that it is split into; 0: a table of the guest's."""
 
 
 class ShadowTables:
@@ -71,8 +72,10 @@ class ShadowTables:
 
     def root(self, page: int) -> int:
         """Where in the pool the shadow of a top-level table lies; made if there is none. 0: it can't be read."""
-        self._roots.add(page)
-        return self._shadow(Key(page, 0))
+        place = self._shadow(Key(page, 0))
+        if place:  # a driver may name any number of others
+            self._roots.add(page)
+        return place
 
     def forget(self, page: int) -> None:
         """A top-level table ends: give back what no other one reaches."""
@@ -141,7 +144,7 @@ class ShadowTables:
         self.reloads += 1
         children: set[Key] = set()
         if key.split:
-            entries = [key.page + number * PAGE_SIZE | FLAGS for number in range(ENTRIES)]
+            entries = [key.page + number * PAGE_SIZE | key.split for number in range(ENTRIES)]
         else:
             try:
                 entries = list(_TABLE.unpack(self._memory.read(key.page, PAGE_SIZE)))
@@ -158,7 +161,7 @@ class ShadowTables:
             return 0
         large = key.level == DIRECTORY_LEVEL and bool(entry & LARGE)
         page = entry & ADDRESS_MASK & (-(2 << 20) if large else -1)
-        child = Key(page, key.level + 1, split=large)
+        child = Key(page, key.level + 1, split=entry & FLAGS if large else 0)
         place = self._shadow(child)
         if not place:
             return 0
