@@ -76,6 +76,15 @@ def test_start_what_is_marked_auto(toys: Umdev) -> None:
     assert "--auto excludes" in toys.fails(2, "start", A, "--auto")
 
 
+def test_a_damaged_definition_keeps_no_other_from_starting(toys: Umdev) -> None:
+    for identity in (A, B):
+        toys("define", "-u", identity, "-p", "toys", "-t", "toy", "--auto")
+    (toys.config / "toys" / A).write_text("{")
+    done = toys("start", "--auto", "--bus", "tap", code=1)
+    assert done.stdout == f"{B}\n-device 'tap,path={toys.runtime}/{B}.sock'\n"
+    assert done.stderr.startswith(f"umdev: InvalidArgument: {toys.config}/toys/{A} is no definition: ")
+
+
 def test_a_uuid_is_made_up_and_printed(toys: Umdev) -> None:
     first, argument = toys.out("start", *TOY).splitlines()
     assert str(uuid.UUID(first)) == first
