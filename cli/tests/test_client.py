@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
 import socket
 import struct
 import subprocess
+import time
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from umdev.errors import Disconnected
-from umdev_cli import control
+from umdev.errors import Disconnected, NotFound
+from umdev_cli import client, control, output
 from umdev_cli.failures import RemoteError
+from umdev_cli.main import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +55,42 @@ class TestClient:
         assert "\tQuery echo: Gives back what it gets.\n" in toys.out("show", "-v", A)
         assert toys.fails(3, "show", A, "--query", "ohce").startswith("NotFound: toy ")
         assert toys.fails(2, "show", "--query", "echo").startswith("UsageError: --query needs a UUID")
+
+
+def test_show_names_who_does_not_answer(
+    toys: Umdev, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys("start", "-u", A, *TOY)
+    (pid,) = toys.processes()
+    monkeypatch.setenv("UMDEV_RUNTIME_DIR", str(toys.runtime))
+    monkeypatch.setattr(control, "call", functools.partial(control.call, timeout=0.1))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert run(["show"]) == 0
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"umdev: {A} does not answer: the process in " in said.err
+
+
+@pytest.mark.parametrize("words", [(A,), (A, "--query", "echo")])
+def test_show_says_that_it_waits(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def ask(uuid: str, _query: str = "") -> None:
+        deadline = time.monotonic() + 60
+        while not said:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        raise NotFound(f"{uuid} is not running")
+
+    monkeypatch.setattr(output, "PATIENCE", 0.01)
+    monkeypatch.setattr(output, "note", said.append)
+    monkeypatch.setattr(client, "show", ask)
+    monkeypatch.setattr(client, "query", ask)
+    assert run(["show", *words]) == 3
+    assert said[0].startswith(f"asking {A} ... ")
 
 
 class TestControlSocket:
