@@ -46,6 +46,13 @@ def test_check_fails_far_over_the_target(capsys, monkeypatch, target, code, verd
     assert umdev(capsys)[0] == 0  # without --check a slow row is told, not punished
 
 
+def test_a_file_that_can_not_be_written_is_told_before_anything_is_measured(capsys, tmp_path):
+    assert run(["bench", "--only", ROW, "--json", str(tmp_path / "nowhere" / "bench.json")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith(f"{tmp_path / 'nowhere'} does not exist\n")
+
+
 def test_unknown_row(capsys):
     assert run(["bench", "--only", "nonsense"]) == 3
     assert ROW in capsys.readouterr().err

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOY = """
+    import logging
     import os
     import sys
     import threading
 
-    from umdev.device import Block, Device, DeviceType, MemoryBar, Parent, PciId, Register, query
+    from umdev.device import Block, Device, DeviceType, MemoryBar, Parent, PciId, Register, RegisterArray, query
     from umdev.bus import Attachment, ServeOption, hookimpl
 
     class Registers(Block["Toy"]):
         scratch = Register(0)
+        cells = RegisterArray(0x10, Register, count=3)
 
     class Toy(Device):
         pci = PciId(vendor=0x1234, device=0x0001, class_code=0x00FF00)
@@ -55,6 +57,18 @@ TOY = """
                     self.native.read(7, offset, 2)
 
             threading.Thread(target=read).start()  # a query has the device lock, which such a read takes
+
+        @query
+        def grumble(self, count=1):
+            \"\"\"Logs so often.\"\"\"
+            for number in range(count):
+                logging.getLogger("toy").error("too hot: %d", number)
+
+        @query
+        def fill(self):
+            \"\"\"Accesses to each cell.\"\"\"
+            for offset in (0x10, 0x14, 0x18):
+                self.native.write(0, offset, bytes(4))
 
         @query
         def steps(self, count=1):

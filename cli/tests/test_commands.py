@@ -130,6 +130,10 @@ def test_every_command_has_help(umdev: Umdev, name: str) -> None:
     assert umdev.out(name, "--help").startswith(f"Usage: umdev {name} ")
 
 
+def test_help_breaks_no_argument_for_qemu(umdev: Umdev) -> None:
+    assert "\n  -object memory-backend-memfd,id=ram,size=2G,share=on\n" in umdev.out("start", "--help")
+
+
 def test_version(umdev: Umdev) -> None:
     assert umdev.out("--version") == umdev.out("-V")
     assert re.fullmatch(r"umdev \d+\.\d+\.\d+\n", umdev.out("--version"))
@@ -377,6 +381,16 @@ class TestErrors:
             check=False,
         )
         assert done.stderr == ""
+
+    def test_nobody_to_write_to(self, umdev: Umdev) -> None:
+        done = subprocess.run(
+            ["sh", "-c", '"$@" >&-', "sh", *umdev.command("plugins", "--no-load")],
+            env=umdev.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_a_malformed_environment(self, umdev: Umdev) -> None:
         said = umdev.fails(2, "plugins", UMDEV_PLUGINS="nonsense")

@@ -210,6 +210,7 @@ class TestModify:
             (("--addattr", "size", "--value", "big"), 2, "InvalidArgument: a toy's size is a number"),
             (("--addattr", "colour", "--value", "1", "-i", "1"), 2, "InvalidArgument: attribute index 1 is past"),
             (("--delattr",), 2, "InvalidArgument: there is no attribute to delete"),
+            (("--index", "0", "--auto"), 2, "UsageError: --index needs --addattr or --delattr"),
             (("--auto", "--manual"), 2, "UsageError: --auto and --manual exclude"),
             (("--type", "tor"), 3, "NotFound: parent toys has no type 'tor'"),
             (("--live",), 4, "NotSupported: a running device can't be changed"),
@@ -230,6 +231,20 @@ class TestModify:
         assert said == f"Conflict: {A} is defined for several parents (box, toys); say which with --parent"
         umdev("modify", "-u", A, "--auto", "-p", "box")
         assert umdev("list", "-d") == f"{A} box toy auto\n{A} toys toy manual\n"
+
+
+def test_a_configuration_folder_that_can_not_be_one(umdev: Command) -> None:
+    umdev.config.write_text("mine")
+    said = f"StateError: {umdev.config}: Not a directory; choose another folder with UMDEV_CONFIG_DIR"
+    assert umdev.fails(1, "list", "-d") == said
+    assert umdev.fails(1, "start", "--auto") == said
+    assert umdev.fails(1, "define", "-p", "toys", "-t", "toy") == said
+    umdev.config.unlink()
+    umdev.config.mkdir()
+    (umdev.config / "toys").write_text("mine")  # in the place of a parent's folder
+    said = umdev.fails(1, "define", "-p", "toys", "-t", "toy")
+    assert said.startswith(f"StateError: {umdev.config}/toys: File exists;")
+    assert umdev("list", "-d") == ""
 
 
 class TestList:

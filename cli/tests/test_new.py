@@ -28,7 +28,7 @@ def test_its_tests_pass_and_it_is_offered(
     folder = umdev.folder / "made"
     said = umdev.out("new", name, "--folder", str(folder), *options)
     assert f"umdev start {name}" in said
-    assert f"pip install --editable {folder}\n" in said
+    assert f" --editable {folder}\n" in said
     source = folder / "src"
     assert f"0x{ident}" in (source / module / "device.py").read_text()
     done = subprocess.run(
@@ -54,6 +54,8 @@ def flat(files: dict[str, str], module: str) -> str:
         (("class",), "InvalidArgument: class is a word of Python's own: take a longer one, as in class-card"),
         (("umdev-cli",), "InvalidArgument: umdev-cli is the name of another Python module"),
         (("random",), "InvalidArgument: random is the name of another Python module"),
+        (("device-type",), "InvalidArgument: device-type would be a class DeviceType, which the model needs"),
+        (("status",), "InvalidArgument: status would be a class Status, which the model needs for itself"),
         (("card", "--id", "1234"), "InvalidArgument: --id 1234 is no PCI id"),
     ],
 )
@@ -74,7 +76,9 @@ def test_the_name_of_an_installed_parent_is_taken(toys: Umdev) -> None:
     assert not (toys.folder / "toys").exists()
 
 
-@pytest.mark.parametrize(("pip", "said"), [(True, "  pip install -"), (False, "  uv pip install -")])
+@pytest.mark.parametrize(
+    ("pip", "said"), [(True, "  pip install --editable"), (False, f"  uv pip install --python {sys.prefix} --editable")]
+)
 def test_an_environment_of_uv_has_no_pip(
     pip: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

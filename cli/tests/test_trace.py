@@ -39,6 +39,10 @@ def work(uuid: str = UUID, count: int = 1) -> None:
     query(uuid, "steps", count=count)
 
 
+def fill(uuid: str = UUID) -> None:
+    query(uuid, "fill")
+
+
 def peek(uuid: str = UUID) -> None:
     query(uuid, "peek")
 
@@ -95,6 +99,14 @@ def test_json_of_what_a_pattern_names(toy: Umdev) -> None:
     assert sorted(shown[0]) == sorted(
         ["time", "kind", "name", "text", "value", "offset", "length", "duration", "outcome", "thread"]
     )
+
+
+def test_a_pattern_is_a_name_as_it_is_shown(toy: Umdev) -> None:
+    process = followed(toy, UUID, "--json", "--filter", "bar0.cells[1]", "--filter", "*[2]", "--count", "4", work=fill)
+    fill()
+    output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (0, "")
+    assert {json.loads(text)["name"] for text in output.splitlines()} == {"bar0.cells[1]", "bar0.cells[2]"}
 
 
 def test_configuration_space_can_be_filtered(toy: Umdev) -> None:

@@ -34,6 +34,12 @@ def test_an_edited_header_or_another_flag_shows(source):
     assert static_program(source, flags=["-DX"]) != second
 
 
+def test_a_source_named_from_the_current_folder(source, monkeypatch):
+    monkeypatch.chdir(source.parents[1])
+    program = static_program(source.relative_to(source.parents[1]))
+    assert subprocess.run([program], capture_output=True, timeout=20, check=True).stdout == b"42\n"
+
+
 def test_what_gcc_says_is_in_the_error(source):
     source.write_text("int main(void) { return undeclared; }\n")
     with pytest.raises(CompileFailed, match="undeclared"):

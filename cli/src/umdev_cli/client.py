@@ -98,7 +98,10 @@ def stop(uuid: str) -> None:
     """
     uuid = parse_uuid(uuid)
     host = _host(uuid)
-    process = os.pidfd_open(host.pid)
+    try:
+        process = os.pidfd_open(host.pid)
+    except ProcessLookupError:
+        raise NotFound(f"{uuid} is not running: process {host.pid} has just ended") from None
     try:
         last = control.call(host.path, control.Stop(uuid))
         poll = select.poll()

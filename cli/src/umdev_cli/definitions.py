@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from umdev.errors import Conflict, InvalidArgument, NotFound
+from umdev.errors import Conflict, InvalidArgument, NotFound, StateError
 from umdev.runtime import config_directory
 
 from .identity import is_uuid
@@ -84,12 +84,15 @@ class Definitions:
         self._directory = directory or config_directory()
 
     def files(self, uuid: str | None = None, parent: str | None = None) -> list[Path]:
-        """The files of those that match, by parent and UUID, whatever is in them: `PARENT/UUID`."""
+        """The files of those that match, by parent and UUID, whatever is in them: `PARENT/UUID`.
+
+        Raises: StateError for a directory that can't be read.
+        """
         return [
             path
-            for folder in _folders(self._directory)
-            if parent in (None, folder.name)
-            for path in sorted(folder.iterdir())
+            for folder in _entries(self._directory)
+            if folder.is_dir() and parent in (None, folder.name)
+            for path in _entries(folder)
             if is_uuid(path.name) and uuid in (None, path.name)
         ]
 
@@ -128,23 +131,27 @@ class Definitions:
 
     def add(self, named: Named) -> None:
         """Raises: Conflict when it is defined already, InvalidArgument for an impossible parent name."""
-        if self._path(named.parent, named.uuid).exists():
+        self._path(named.parent, named.uuid)
+        if self.files(named.uuid, named.parent):
             raise Conflict(f"{named.uuid} is defined for {named.parent} already")
         self.replace(named)
 
     def replace(self, named: Named) -> None:
-        """Write a definition, whole or not at all."""
+        """Write a definition, whole or not at all. Raises: StateError when it can't be written."""
         path = self._path(named.parent, named.uuid)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         encoded = msgspec.json.format(msgspec.json.encode(named.definition), indent=2)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(encoded + b"\n")
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(encoded + b"\n")
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink()
+                raise
+        except OSError as error:
+            raise _unusable(path.parent, error) from error
 
     def remove(self, path: Path) -> None:
         """Remove one of `files`. Raises: NotFound when it is gone already; InvalidArgument when it can't be removed."""
@@ -163,8 +170,15 @@ class Definitions:
         return self._directory / parent / uuid
 
 
-def _folders(directory: Path) -> list[Path]:
+def _entries(directory: Path) -> list[Path]:
+    """What is in a directory; nothing if that is not there, or just removed. Raises: StateError."""
     try:
-        return sorted(path for path in directory.iterdir() if path.is_dir())
+        return sorted(directory.iterdir())
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def _unusable(directory: Path, error: OSError) -> StateError:
+    return StateError(f"{error.filename or directory}: {error.strerror}; choose another folder with UMDEV_CONFIG_DIR")

@@ -23,7 +23,7 @@ import msgspec
 from umdev.errors import Conflict, NotFound, NotSupported, ProtocolError, StateError, UmdevError
 from umdev.plugins import plugins
 
-from . import control, hosts, vmm
+from . import control, hosts, logs, vmm
 from .describe import describe
 from .failures import Exit, exit_code
 from .served import Served, StillBusy
@@ -334,7 +334,7 @@ class Host:
 
 def main() -> int:
     """Run the host that the one argument, a `Spec` in JSON, describes; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logs.configure(times=True)
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
     for descriptor in (spec.lock, spec.ready):
         os.set_inheritable(descriptor, False)

@@ -30,6 +30,7 @@ __all__ = [
     "uuid",
     "which",
     "wire_log",
+    "writable",
 ]
 
 
@@ -40,7 +41,7 @@ def _uuid(_context: click.Context, _parameter: click.Parameter, value: str | Non
     return None if value is None else parse_uuid(value)
 
 
-def _writable(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+def writable(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
     """Raises: InvalidArgument for a file that can't be written. It is not made yet: much else may be wrong."""
     if path is not None:
         place = Path(path) if os.access(path, os.F_OK) else Path(path).absolute().parent
@@ -109,7 +110,7 @@ dumpjson = click.option("--dumpjson", "--json", "dumpjson", is_flag=True, help="
 wire_log = click.option(
     "--wire-log",
     type=click.Path(dir_okay=False),
-    callback=_writable,
+    callback=writable,
     help="Append every message of the bus to a file.",
 )
 attributes = click.option(

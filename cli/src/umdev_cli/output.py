@@ -13,14 +13,14 @@ import sys
 import textwrap
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["dump_json", "note", "paragraph", "table", "waiting"]
+__all__ = ["dump_json", "is_terminal", "note", "paragraph", "table", "waiting"]
 
 PATIENCE = 2.0
 """Seconds after which a wait is explained."""
@@ -36,9 +36,14 @@ def note(text: str) -> None:
     click.echo(f"umdev: {text}", err=True)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether people look at it; Python has no stream for a descriptor that is closed."""
+    return stream is not None and stream.isatty()
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write rows under headers."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -59,7 +64,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def paragraph(text: str) -> None:
     """Write a long line: on a terminal it is broken between words, and what follows is indented."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         width = shutil.get_terminal_size().columns
         text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     click.echo(text)

@@ -123,7 +123,7 @@ class Tracing:
 
 def _entry(device: Device, record: trace.Record, patterns: list[str]) -> control.Entry | None:
     name = trace.name(record, device.regions, device.trace, device.config)
-    if patterns and not any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns):
+    if patterns and not any(_matches(name, pattern) for pattern in patterns):
         return None
     return control.Entry(
         time=record.time,
@@ -137,6 +137,11 @@ def _entry(device: Device, record: trace.Record, patterns: list[str]) -> control
         outcome=record.outcome,
         thread=record.thread,
     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Brackets stand for themselves: names of registers have them, as in `bar0.rings[2].tail`."""
+    return fnmatch.fnmatchcase(name.lower(), pattern.lower().replace("[", "[[]"))
 
 
 def _send(connection: socket.socket, body: bytes, gone: Callable[[], bool]) -> bool:

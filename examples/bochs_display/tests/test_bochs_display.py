@@ -3,8 +3,9 @@
 import random
 
 import pytest
+from umdev.device import InvalidArgument
 from umdev_bochs_display import BochsDisplay
-from umdev_bochs_display.screenshot import picture
+from umdev_bochs_display.screenshot import command, picture
 
 VRAM, MMIO = 0, 2
 ID, WIDTH, HEIGHT, DEPTH, ENABLE, VIRTUAL_WIDTH, X_OFFSET, Y_OFFSET, MEMORY = 0, 1, 2, 3, 4, 6, 8, 9, 10
@@ -108,3 +109,13 @@ def test_picture(depth):
     pixel = {16: b"\x00\xf8", 24: b"\x00\x00\xff", 32: b"\x00\x00\xff\x00"}[depth]
     image = picture({"width": 2, "height": 2, "depth": depth, "rows": pixel * 4})
     assert image.getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_a_picture_needs_an_ending_that_names_its_format(tmp_path, monkeypatch):
+    from umdev_cli import client
+
+    frame = {"width": 1, "height": 1, "depth": 32, "rows": bytes(4)}
+    monkeypatch.setattr(client, "query", lambda _uuid, _name: frame)
+    with pytest.raises(InvalidArgument, match=r"name it as in screen\.png"):
+        command.main(["UUID", str(tmp_path / "screen.nonsense")], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ The tree:
     GuestError
     +-- FetchError                 Debian's packages cannot be had; the text says what to do
     |   +-- NoNetwork              the mirror cannot be reached
-    |   +-- NoApt                  this machine has no apt-get, apt-cache or dpkg-deb, or is no x86-64 machine
+    |   +-- NoApt                  this machine has no apt-get, apt-config or dpkg-deb, or is no x86-64 machine
     |   +-- PackageMissing         the mirror has no such package
     |   +-- ArchiveNotTrusted      the mirror's signature cannot be verified
     |   +-- DiskFull               the cache folder has no room left
@@ -16,6 +16,7 @@ The tree:
     |   +-- QemuTooOld             it has no vfio-user-pci device
     +-- ModuleMissing              the kernel has no such module; names near ones
     +-- CompileFailed              gcc is missing or refused a program
+    +-- SanitizerMissing           the compiler or the kernel can't do a sanitizer, or there is no compiler
     +-- GuestFailed                something went wrong in or with a guest; the text ends with the console's tail
         +-- GuestTimedOut          a time limit passed; the guest has been killed
         +-- GuestDied              QEMU ended although nobody asked

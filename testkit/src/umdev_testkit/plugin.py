@@ -151,6 +151,8 @@ def _functions(attachment: str) -> Iterator[Callable[[Device], Function]]:
             except NotFound as error:
                 pytest.skip(f"{error}: install umdev-{attachment.removesuffix('-messages')}")
             except NotSupported as error:
+                if attachment not in _ELSEWHERE:
+                    raise
                 elsewhere = _ELSEWHERE[attachment]
                 pytest.skip(f"{error} (the fixture {elsewhere} has it: {elsewhere}.pytest(...) runs these tests there)")
 

@@ -57,7 +57,7 @@ def _compiled(sources: Sequence[Path], name: str, options: Sequence[str]) -> Pat
 
 
 def _gcc(sources: Sequence[Path], *options: str) -> bytes:
-    names = [str(source) for source in sources]
+    names = [str(source.absolute()) for source in sources]  # gcc runs in their folder
     try:
         # The sources before the options: libraries (-lm) are searched for what stands before them.
         done = subprocess.run(

@@ -55,12 +55,14 @@ def command(
         raise click.UsageError("--addattr needs --value and excludes --delattr")
     if addattr is None and value is not None:
         raise click.UsageError("--value needs --addattr")
+    if index is not None and addattr is None and not delattr_:
+        raise click.UsageError("--index needs --addattr or --delattr")
     if auto and manual:
         raise click.UsageError("--auto and --manual exclude each other")
     definitions = Definitions()
     named = definitions.one(uuid, parent)
     if jsonfile is not None:
-        if type_ or addattr or delattr_ or auto or manual or index is not None:
+        if type_ or addattr or delattr_ or auto or manual:
             raise click.UsageError("--jsonfile excludes the other changes")
         changed = read(jsonfile)
     else:

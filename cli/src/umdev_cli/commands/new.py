@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import shlex
 import shutil
 import sys
 from importlib import resources
@@ -13,6 +14,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import click
+from umdev import device
 from umdev.errors import Conflict, InvalidArgument
 from umdev.plugins import Group, installed
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_OWN_CLASSES = ("Registers", "Status")
+"""What the skeleton's device.py defines beside the device."""
 _PCI_ID = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})", re.IGNORECASE)
 
 
@@ -47,8 +51,9 @@ def command(name: str, pci_id: str, folder: Path | None) -> None:
         raise
     click.echo(f"{folder}/ has a device to begin with. Next:")
     # An environment that uv made has no pip of its own, and another Python's would find no umdev.
-    pip = "pip" if _is_installed("pip") else "uv pip"
-    click.echo(f"  {pip} install --editable {folder}\n  pytest {folder}\n  umdev start {name}")
+    pip = "pip install" if _is_installed("pip") else f"uv pip install --python {shlex.quote(sys.prefix)}"
+    place = shlex.quote(str(folder))
+    click.echo(f"  {pip} --editable {place}\n  pytest {place}\n  umdev start {name}")
 
 
 def _words(name: str, pci_id: str) -> dict[str, str]:
@@ -63,13 +68,16 @@ def _words(name: str, pci_id: str) -> dict[str, str]:
         raise Conflict(f"{name} is the name of a parent already, of {taken[0]}: {longer}")
     if module in sys.stdlib_module_names or module == "pytest" or _is_installed(module):
         raise InvalidArgument(f"{name} is the name of another Python module: {longer}")
+    class_name = "".join(word.capitalize() for word in name.split("-"))
+    if class_name in device.__all__ or class_name in _OWN_CLASSES:
+        raise InvalidArgument(f"{name} would be a class {class_name}, which the model needs for itself: {longer}")
     found = _PCI_ID.fullmatch(pci_id)
     if found is None:
         raise InvalidArgument(f"--id {pci_id} is no PCI id: four hexadecimal digits, a colon, and four more")
     return {
         "name": name,
         "module": module,
-        "class_name": "".join(word.capitalize() for word in name.split("-")),
+        "class_name": class_name,
         "vendor": found[1].lower(),
         "device": found[2].lower(),
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import click
 from umdev import runtime
 from umdev.errors import Conflict, InvalidArgument
 
-from umdev_cli import bus_options, complete, control, host, hosts, options, parents, vmm
+from umdev_cli import bus_options, complete, control, host, hosts, logs, options, parents, vmm
 from umdev_cli.meant import by_word, with_attributes
 
 
@@ -45,7 +44,7 @@ def command(
         raise click.UsageError("--socket-path and --fd exclude each other")
     if fd is not None:
         _check_open(fd)
-    logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+    logs.configure(times=False)
     named = with_attributes(by_word(device, parent, uuid), attributes)
     owner = parents.check(named.parent, named.definition)
     directory = runtime.runtime_directory()

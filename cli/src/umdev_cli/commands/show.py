@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 def command(uuid: str | None, *, verbose: int, as_json: bool, query: str | None) -> None:
     """Show a running device as lspci does, with what serves it and what its driver uses that the model lacks.
 
-    Without a UUID, all running devices; stderr names those of other programs than umdev, which can't be asked. The
-    queries that a model offers are in the verbose output.
+    Without a UUID, all running devices; stderr names those of other programs than umdev, which can't be asked, and
+    those that do not answer. The queries that a model offers are in the verbose output.
     """
     from umdev_cli import lspci
 
     if query is not None:
         if uuid is None:
             raise click.UsageError("--query needs a UUID")
-        output.dump_json(client.query(uuid, query))
+        with output.waiting(f"asking {uuid}"):
+            answer = client.query(uuid, query)
+        output.dump_json(answer)
         return
-    described = [client.show(parse_uuid(uuid))] if uuid is not None else list(_all())
+    described = [_described(parse_uuid(uuid))] if uuid is not None else list(_all())
     if as_json:
         output.dump_json(described[0] if uuid is not None else described)
         return
@@ -46,14 +48,22 @@ def command(uuid: str | None, *, verbose: int, as_json: bool, query: str | None)
             click.echo(text)
 
 
+def _described(uuid: str) -> dict[str, Any]:
+    with output.waiting(f"asking {uuid}"):
+        return client.show(uuid)
+
+
 def _all() -> Iterator[dict[str, Any]]:
     for each in sorted(hosts.running()):
         try:
-            yield client.show(each)
+            yield _described(each)
         except NotSupported as error:
             output.note(str(error))
-        except (NotFound, Disconnected):  # it has just ended
+        except NotFound:  # it has just ended
             continue
+        except Disconnected as error:
+            if each in hosts.running():  # else it has just ended
+                output.note(f"{each} does not answer: {error}")
         except RemoteError as error:
             if error.code != Exit.NOT_FOUND:
                 raise

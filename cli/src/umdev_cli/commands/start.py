@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from umdev.errors import Conflict, UmdevError
+from umdev.errors import Conflict, InvalidArgument, UmdevError
 
 from umdev_cli import bus_options, complete, control, failures, hosts, launch, options, output, parents, vmm
 from umdev_cli.definitions import Definitions
@@ -53,7 +53,11 @@ def command(
 
     With --auto one that can't be started is told, and the exit code is 1 when all have been tried.
 
-    QEMU must share its guest memory: -object memory-backend-memfd,id=ram,size=2G,share=on -machine memory-backend=ram
+    QEMU must share its guest memory:
+
+    \b
+    -object memory-backend-memfd,id=ram,size=2G,share=on
+    -machine memory-backend=ram
     """
     del force
     how = _How(bus, absolute(wire_log), bus_options.given(of_bus))
@@ -73,7 +77,7 @@ def command(
         return Exit.OK
     _tell(described, known=named.uuid in (uuid, device and device.lower()))
     # For people; programs read it from --json, and what is well prints nothing on stderr.
-    if sys.stderr.isatty() and (line := vmm.advice(described["environment"])):
+    if output.is_terminal(sys.stderr) and (line := vmm.advice(described["environment"])):
         click.echo(line, err=True)
     return Exit.OK
 
@@ -101,14 +105,18 @@ def _start(named: Named, how: _How) -> dict[str, Any]:
 
 def _start_all(how: _How, *, as_json: bool) -> Exit:
     running = {(claimed.parent, uuid) for uuid, claimed in hosts.running().items()}
+    damaged: list[InvalidArgument] = []
     code, started = Exit.OK, []
-    for named in Definitions().all():
+    for named in Definitions().all(damaged=damaged.append):
         if named.definition.start == "auto" and (named.parent, named.uuid) not in running:
             try:
                 started.append(_start(named, how))
             except UmdevError as error:
                 output.note(f"{named.uuid} of {named.parent}: {failures.line(error)}")
                 code = Exit.FAILED
+    for damage in damaged:  # nobody knows whether it is marked
+        output.note(failures.line(damage))
+        code = Exit.FAILED
     if as_json:
         output.dump_json([_shown(described) for described in started])
     else:

@@ -23,7 +23,8 @@ RECORDS = 16384
     "patterns",
     metavar="PATTERN",
     multiple=True,
-    help="Only names that match: registers (bar0.ring.*) and events (render.MI_*). May be given more than once.",
+    help="Only names that match, with * and ?: registers (bar0.ring[2].*) and events (render.MI_*). May be given more "
+    "than once.",
 )
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many lines.")
 @click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from umdev.device import InvalidArgument
 
 
 def picture(frame: dict[str, Any]) -> Any:
@@ -28,5 +29,8 @@ def command(uuid: str, out: Path) -> None:
 
     frame = query(uuid, "frame")
     image = picture(frame)
-    image.save(out)
+    try:
+        image.save(out)
+    except ValueError as error:  # Pillow knows no format of that ending
+        raise InvalidArgument(f"{out}: {error}; name it as in screen.png") from error
     click.echo(f"{out}: {image.width} x {image.height}")

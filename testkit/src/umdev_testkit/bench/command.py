@@ -19,11 +19,24 @@ ATTEMPTS = 5
 """A row over its limit is measured again, with more rounds each time: what else runs here comes and goes."""
 
 
+def _writable(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """Said before minutes of measuring. Raises: InvalidArgument for a file that can't be written."""
+    from umdev_cli.options import writable
+
+    return path if path == "-" else writable(context, parameter, path)
+
+
 @click.command("bench")
 @click.option("--only", metavar="PREFIX", default="", help="Measure the rows whose names start with PREFIX.")
 @click.option("--rounds", type=click.IntRange(min=7), default=9, show_default=True, help="Rounds per row.")
 @click.option(
-    "--json", "json_file", metavar="[FILE]", is_flag=False, flag_value="-", help="Print JSON, to FILE or to stdout."
+    "--json",
+    "json_file",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value="-",
+    callback=_writable,
+    help="Print JSON, to FILE or to stdout.",
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if a row says failed in each of five measurements.")
 def command(only: str, rounds: int, json_file: str | None, check: bool) -> None:
