@@ -6,6 +6,7 @@
 
 #include "device_fixture.h"
 #include "doorbell_decls.h"
+#include "signals_check.h"
 
 enum { BELL = 0, NUMBERED = 4, WIDE = 8 };
 
@@ -169,6 +170,7 @@ static atomic_uint last_asked;
 static int look(void *device, const umdev_access *access, uint64_t *value)
 {
     (void)device, (void)access, (void)value;
+    check_signals();
     atomic_fetch_add(&seen.writes, 1);
     seen.answer = atomic_load(&last_asked);
     return UMDEV_OK;

@@ -113,7 +113,8 @@ class AddressSpace:
 
         The process's handler of SIGBUS is umdev's from the first map on: it poisons the map of a file that shrank and
         passes other faults to the handler of before. Who installs one later (faulthandler.enable) does so before the
-        next map, which goes above it.
+        next map, which goes above it. A thread that blocks SIGBUS must not touch guest memory: the kernel ends the
+        process when it meets such a file.
 
         Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), MapLimit, UmdevError (no memory).
         """

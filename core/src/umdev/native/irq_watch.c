@@ -1,7 +1,6 @@
 /* One thread per process waits for the eventfds by which clients unmask INTx (VFIO: DATA_EVENTFD with ACTION_UNMASK). */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "irq_private.h"
+#include "signals_internal.h"
 
 typedef struct irq_watch {
     umdev_irq *irq;      /* NULL: the slot is free */
@@ -103,11 +103,10 @@ static int start(void)
         return -errno;
     epoll_fd = fd;
     /* The program's signals are for its own threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    umdev_signals_block(&before);
     int error = pthread_create(&thread, NULL, watch_loop, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    umdev_signals_restore(&before);
     if (error) {
         close(fd);
         epoll_fd = -1;
