@@ -147,9 +147,13 @@ static int loop(umdev_doorbells *doorbells)
         int count = epoll_wait(doorbells->epoll_fd, events, EVENTS, -1);
         if (count < 0 && errno != EINTR)
             return -errno;
-        for (int i = 0; i < count && !atomic_load(&doorbells->stopping); i++)
+        for (int i = 0; i < count && !atomic_load(&doorbells->stopping); i++) {
+            eventfd_t woken;
             if (events[i].data.u64 != WAKE)
                 ring(doorbells, events[i].data.u64);
+            else /* by a child that was forked: it stopped its copy, and the counter is everybody's */
+                eventfd_read(doorbells->wake_fd, &woken);
+        }
     }
     return 0;
 }
