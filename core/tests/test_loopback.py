@@ -210,7 +210,7 @@ def test_a_forked_child_that_closes_takes_nothing_from_its_parent():
     assert done.stdout == "done\n", done
 
 
-@pytest.mark.parametrize("size", [0, -4096, 100])
+@pytest.mark.parametrize("size", [0, -4096, 100, 1 << 63, 1 << 64])
 def test_guest_memory_is_whole_pages(device, size):
     with pytest.raises(InvalidArgument):
         bus.open_function(device, memory=size)
