@@ -186,6 +186,36 @@ def test_save_and_restore_by_name(timer, driver, clock):
         ]
 
 
+class Beating(Device):
+    """It starts by itself, as a device with a heartbeat does."""
+
+    pci = PciId(vendor=0x1234, device=3, class_code=0x088000)
+    bar0 = MemoryBar(0, Block, size=4096)
+    beats = State(int)
+
+    def on_reset(self, kind):
+        self.after(1, self.beat, period=1)
+
+    def beat(self):
+        self.beats += 1
+
+
+def test_what_a_power_on_starts_does_not_stay_beside_what_was_saved():
+    clock = ManualClock()
+    with Beating(DeviceContext(clock=clock)) as device:
+        clock.advance(2.5)
+        saved = device.save()
+        for _ in range(3):
+            device.restore(saved)
+        assert device.save() == saved
+        clock.advance(1)
+        assert device.beats == 3
+        with pytest.raises(SaveError):
+            device.restore({**saved, "version": 7})
+        clock.advance(1)
+        assert device.beats == 1  # a device that has been powered on
+
+
 def test_an_undeclared_attribute_is_refused(timer):
     timer.scratch = 1
     with pytest.raises(SaveError, match=r"Timer\.scratch .*State"):

@@ -34,7 +34,7 @@ from umdev.device import (
     State,
 )
 from umdev.driver import Function
-from umdev.errors import DeclarationError, InvalidArgument, StateError
+from umdev.errors import DeclarationError, InvalidArgument, MappingPoisoned, StateError
 from umdev.loopback.function import LoopbackFunction
 
 
@@ -48,6 +48,7 @@ class Bells(Block["Rung"]):
     tails = RegisterArray(0x104, Register, WO, count=2, stride=8, doorbell=9)
     broken = Register(0x200, WO, doorbell=True)
     slow = Register(0x204, WO, doorbell=True)
+    dma = Register(0x208, WO, doorbell=True)
 
     @every.on_write
     @one.on_write
@@ -64,6 +65,10 @@ class Bells(Block["Rung"]):
     @broken.on_write
     def fails(self, value: int) -> None:
         raise RuntimeError("on purpose")
+
+    @dma.on_write
+    def reads(self, value: int) -> None:
+        self.device.seen.append(self.device.memory.read(1 << 32, 8))
 
     @slow.on_write
     def waits(self, value: int) -> None:
@@ -124,7 +129,8 @@ def test_what_is_declared_is_found(function: LoopbackFunction) -> None:
     assert found == [
         (0, 0x10, 4, None), (0, 0x14, 4, 0xCAFE), (0, 0x18, 1, 0), (0, 0x20, 8, None),
         (0, 0x100, 4, None), (0, 0x104, 4, 9), (0, 0x108, 4, None), (0, 0x10C, 4, 9),
-        (0, 0x110, 4, None), (0, 0x200, 4, None), (0, 0x204, 4, None), (4, 0, 4, None),
+        (0, 0x110, 4, None), (0, 0x200, 4, None), (0, 0x204, 4, None), (0, 0x208, 4, None),
+        (4, 0, 4, None),
     ]  # fmt: skip
 
 
@@ -226,6 +232,17 @@ def test_a_handler_that_raises_is_a_fault(device: Rung, function: LoopbackFuncti
     eventually(lambda: device.seen == [0])
 
 
+def test_a_file_that_shrank_is_a_fault_of_who_rang(device: Rung, function: LoopbackFunction, memfd: int) -> None:
+    """The thread that rings meets SIGBUS as any other does: it must not block it."""
+    device.address_space.map(1 << 32, 4096, descriptor=memfd)
+    bell = bell_at(function.attachment, 0x208)
+    os.eventfd_write(bell, 1)
+    eventually(lambda: device.seen == [bytes(8)])
+    os.ftruncate(memfd, 0)
+    os.eventfd_write(bell, 1)
+    eventually(lambda: isinstance(device.last_fault, MappingPoisoned))
+
+
 def test_closed_gates_drop_rings(device: Rung, function: LoopbackFunction) -> None:
     function.enable(memory=False)
     bell = bell_at(function.attachment, 0x10)
@@ -312,7 +329,7 @@ def test_only_what_is_declared_is_connected(
 
 def test_the_drivers_view(device: Rung, function: LoopbackFunction) -> None:
     bells = function.doorbells(0)
-    assert list(bells) == [0x10, 0x14, 0x18, 0x20, 0x100, 0x104, 0x108, 0x10C, 0x110, 0x200, 0x204]
+    assert list(bells) == [0x10, 0x14, 0x18, 0x20, 0x100, 0x104, 0x108, 0x10C, 0x110, 0x200, 0x204, 0x208]
     assert (bells[0x14].offset, bells[0x14].width, bells[0x14].value) == (0x14, 4, 0xCAFE)
     assert function.doorbells(0) is bells
     assert function.doorbells(7) == {}

@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,7 +183,34 @@ def test_closed_functions_say_so(device):
         assert again.config.vendor_id == 1
 
 
-@pytest.mark.parametrize("size", [0, -4096, 100])
+FORKED = """
+import os, sys, warnings
+from umdev.device import Block, Device, MemoryBar, PciId, Window
+from umdev.loopback import bus
+warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what this is about
+class Ram(Block):
+    ram = Window(0, 4096)
+class Plain(Device):
+    pci = PciId(vendor=1, device=2, class_code=0)
+    bar0 = MemoryBar(0, Ram, size=4096)
+device = Plain()
+with device, bus.open_function(device) as function:
+    function.enable()
+    device.bar0.ram.view[:4] = b"kept"
+    if not os.fork():
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+    assert function.bars[0].read(0, 4) == b"kept"
+print("done")
+"""
+
+
+def test_a_forked_child_that_closes_takes_nothing_from_its_parent():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done
+
+
+@pytest.mark.parametrize("size", [0, -4096, 100, 1 << 63, 1 << 64])
 def test_guest_memory_is_whole_pages(device, size):
     with pytest.raises(InvalidArgument):
         bus.open_function(device, memory=size)

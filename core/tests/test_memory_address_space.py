@@ -103,8 +103,9 @@ def test_the_last_byte_of_the_bus_can_be_mapped_and_nothing_wraps(space, memfd):
     space.map(0, 0x1000, descriptor=memfd, offset=0x1000)
     space.write((1 << 64) - 4, b"last")
     assert space.read((1 << 64) - 4, 4) == b"last"
-    with pytest.raises(NotMapped):
+    with pytest.raises(NotMapped) as caught:
         space.read((1 << 64) - 4, 8)
+    assert (caught.value.iova, caught.value.length) == (1 << 64, 4)
     assert [mapping.iova for mapping in space.unmap_all()] == [0, top]
 
 
@@ -166,6 +167,22 @@ def test_overlaps_and_splits_are_refused_and_change_nothing(space, memfd):
     assert len(space.mappings) == 1
     assert space.unmap(0x8000, 0x1000) == []
     assert [mapping.iova for mapping in space.unmap(0, MIB)] == [0x4000]
+
+
+def test_a_map_that_is_interrupted_is_not_there(space, memfd, monkeypatch):
+    """Ctrl-C may come when C has the map already: what it points to is unmapped."""
+
+    def interrupt(result):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("umdev.memory.address_space.check_table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            space.map(0, 0x1000, descriptor=memfd)
+    assert (space.count, space.mappings) == (0, [])
+    with pytest.raises(NotMapped):
+        space.read(0, 4)
+    space.map(0, 0x1000, descriptor=memfd)
 
 
 def test_spaces_are_apart(space, memfd):

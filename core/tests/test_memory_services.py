@@ -273,6 +273,18 @@ def test_a_model_pins_by_bus_address_and_an_unmap_unpins(guest, space):
     assert (memory.pinned, locked_pages() - before) == (0, 0)
 
 
+def test_an_unmap_unpins_its_own_pages_alone_whether_they_or_the_pins_are_more(guest, space):
+    memory = DeviceMemory(space, Services(space))
+    space.unmap(0, SIZE)
+    space.map(0, PAGE_SIZE, descriptor=guest.descriptor)
+    space.map(PAGE_SIZE, SIZE - PAGE_SIZE, descriptor=guest.descriptor, offset=PAGE_SIZE)
+    memory.pin(0, 4)
+    space.unmap(0, PAGE_SIZE)
+    assert memory.pinned == 3
+    space.unmap(PAGE_SIZE, SIZE - PAGE_SIZE)
+    assert memory.pinned == 0
+
+
 def test_a_model_tracks_and_translates(guest, space):
     memory = DeviceMemory(space, Services(space))
     memory.protect(ProtectMode.TRACK, [Iova(0x1000), Iova(0x2000)])

@@ -243,6 +243,20 @@ def test_an_idle_queue_has_no_thread():
         queue.close()
 
 
+def test_work_for_which_there_is_no_thread_is_refused_and_the_next_runs(live, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(StateError, match="no thread is left"):
+            live.queue.after(0, live.note("refused"))
+    assert live.queue.pending == []
+    live.queue.after(0, live.note("next"))
+    until(lambda: live.ran)
+    assert live.ran == [("next", True)]
+
+
 def test_a_closed_queue_takes_nothing(live):
     live.queue.close()
     with pytest.raises(StateError, match="closed"):

@@ -89,6 +89,17 @@ def test_io_bars_may_decode_sixteen_bits(function, monkeypatch):
     assert function.probe_bars()[1].size == 32
 
 
+def test_a_bar_without_a_bit_that_can_be_written_is_none(function, monkeypatch):
+    read = function.region_read
+
+    def read_fixed(index, offset, length):
+        return bytes([8, 0, 0, 0]) if (index, offset) == (7, 0x10) else read(index, offset, length)
+
+    monkeypatch.setattr(function, "region_read", read_fixed)
+    assert function.probe_bars().keys() == {1, 2, 6}
+    assert function.assign_bars().keys() == {1, 2, 6}
+
+
 @pytest.mark.parametrize("size", [1 << n for n in (4, 12, 31)])
 def test_every_size_is_probed(make_function, size):
     with make_function(Interrupts(), (), bars=[BarInfo(4, size, "memory64"), BarInfo(0, size, "memory32")]) as made:

@@ -34,6 +34,15 @@ def test_an_interrupt_arrives_by_each_kind(function, kind):
         assert again.wait(timeout=5) == 1
 
 
+@pytest.mark.parametrize("timeout", [1e7, 1e10, float("inf"), None])
+def test_a_wait_may_be_of_any_length(function, timeout):
+    """poll(2) takes 24 days at most."""
+    function.enable()
+    with function.enable_interrupts("msi") as interrupts:
+        threading.Timer(0.01, function.port.raise_).start()
+        assert interrupts.wait(timeout=timeout) == 1
+
+
 @pytest.mark.parametrize("kind", ["msix", "msi"])
 def test_vectors_are_told_apart(function, kind):
     function.enable()

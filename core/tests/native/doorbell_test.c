@@ -2,10 +2,12 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "device_fixture.h"
 #include "doorbell_decls.h"
+#include "signals_check.h"
 
 enum { BELL = 0, NUMBERED = 4, WIDE = 8 };
 
@@ -169,6 +171,7 @@ static atomic_uint last_asked;
 static int look(void *device, const umdev_access *access, uint64_t *value)
 {
     (void)device, (void)access, (void)value;
+    check_signals();
     atomic_fetch_add(&seen.writes, 1);
     seen.answer = atomic_load(&last_asked);
     return UMDEV_OK;
@@ -240,6 +243,46 @@ static void test_threads(void)
     umdev_doorbells_free(NULL);
 }
 
+/* Signals that nobody has taken down, in all eventfds of this process. */
+static uint64_t waiting_signals(void)
+{
+    uint64_t sum = 0;
+    for (int fd = 0; fd < 64; fd++) {
+        char path[40], line[80];
+        unsigned long long count;
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+        FILE *info = fopen(path, "r");
+        while (info && fgets(line, sizeof line, info))
+            if (sscanf(line, "eventfd-count: %llx", &count) == 1)
+                sum += count;
+        if (info)
+            fclose(info);
+    }
+    return sum;
+}
+
+/* A forked child stops its copy by a descriptor that both have: the parent's loop goes on, and does not turn for ever. */
+static void test_fork(void)
+{
+    struct watched w = watch();
+    int bell = umdev_doorbells_add(w.doorbells, 0, BELL, 4, 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        umdev_doorbells_stop(w.doorbells);
+        umdev_doorbells_free(w.doorbells);
+        _exit(0);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    for (int i = 0; i < 20000 && waiting_signals(); i++)
+        usleep(1000);
+    CHECK(waiting_signals() == 0);
+    CHECK(eventfd_write(bell, 1) == 0);
+    await_writes(1);
+    stop(&w);
+}
+
 int main(void)
 {
     test_values();
@@ -248,5 +291,6 @@ int main(void)
     test_peer();
     test_none_is_lost();
     test_threads();
+    test_fork();
     return 0;
 }

@@ -268,6 +268,26 @@ static void test_two_publishers(void)
     umdev_memory_free(crowd.memory);
 }
 
+/* A reader is told that it can't change the map, also while somebody who does waits for it. */
+static void test_publisher_waits_for_who_would_publish(void)
+{
+    struct crowd crowd = {.memory = umdev_memory_new()};
+    uint8_t page[PAGE];
+    umdev_map_entry map = entry(1000, 0, PAGE, page);
+    pthread_t thread;
+    uint32_t ticket;
+    umdev_memory_reader_enter(crowd.memory, &ticket);
+    CHECK(pthread_create(&thread, NULL, publish_space, &crowd) == 0);
+    usleep(20000); /* it is likely to wait by now; if not, less is tested */
+    CHECK(umdev_memory_publish(crowd.memory, NULL, 0) == -EDEADLK);
+    CHECK(umdev_memory_insert(crowd.memory, &map) == -EDEADLK);
+    CHECK(umdev_memory_remove(crowd.memory, 1000, 0, PAGE) == -EDEADLK);
+    umdev_memory_reader_exit(crowd.memory, ticket);
+    pthread_join(thread, NULL);
+    CHECK(umdev_memory_count(crowd.memory) == 100);
+    umdev_memory_free(crowd.memory);
+}
+
 static int make_file(uint64_t size)
 {
     int file = memfd_create("test", MFD_CLOEXEC);
@@ -467,6 +487,7 @@ int main(void)
     test_backing();
     test_poison();
     test_two_publishers();
+    test_publisher_waits_for_who_would_publish();
     test_readers_and_publisher();
     puts("ok");
     return 0;

@@ -1,6 +1,7 @@
 /* Write-protection by userfaultfd without Python: TRAP, TRACK, several clients, and everything at once. */
 #define _GNU_SOURCE
 #include "protect_fixture.h"
+#include "signals_check.h"
 
 #include <poll.h>
 #include <sched.h>
@@ -18,6 +19,7 @@ struct listener {
 static void listen(void *context, uint64_t address)
 {
     struct listener *listener = context;
+    check_signals();
     unsigned number = (unsigned)((address - page_of(listener->guest, 0)) / PAGE);
     atomic_store(&listener->address, address);
     atomic_store(&listener->before, device_load(listener->guest, number));

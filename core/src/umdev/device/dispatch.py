@@ -340,8 +340,15 @@ class _Locked:
         self._native = native
 
     def __enter__(self) -> None:
-        if lib.umdev_device_lock(self._native.pointer):
+        pointer = self._native.pointer
+        if lib.umdev_device_held(pointer):
             raise StateError(f"{self._native.name}: this thread holds the device lock already")
+        try:
+            lib.umdev_device_lock(pointer)
+        except BaseException:  # Ctrl-C while C waited: Python raises it when C has come back, with the lock
+            if lib.umdev_device_held(pointer):
+                lib.umdev_device_unlock(pointer)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

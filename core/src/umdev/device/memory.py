@@ -277,13 +277,17 @@ class DeviceMemory:
             mapper = self._services.mapper()
         except StateError:  # not attached, so nothing is mapped
             raise error from None
-        if mapper is None or not mapper.map(Iova(error.iova), error.length, protection, space):
+        if mapper is None or error.iova >> 64 or not mapper.map(Iova(error.iova), error.length, protection, space):
             raise error
         if self._memory.find(error.iova, space) is None:
             raise error
 
     def _forget(self, mapping: Mapping) -> None:
         with self._lock:
+            if len(self._pins) * PAGE_SIZE > mapping.length:  # a client may have thousands of small maps
+                for page in range(mapping.iova, mapping.end, PAGE_SIZE):
+                    self._pins.pop((mapping.space, page), None)
+                return
             for space, page in list(self._pins):
                 if space == mapping.space and mapping.iova <= page < mapping.end:
                     del self._pins[space, page]

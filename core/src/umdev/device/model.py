@@ -196,6 +196,7 @@ class Device:
         with self.native.locked():
             self._clear(ResetKind.POWER_ON)
             self.on_reset(ResetKind.POWER_ON)
+            self.work.clear()  # what a power-on starts is among what was saved, if it still waited then
             try:
                 saved.restore(self, saved_state)
             except BaseException:

@@ -86,8 +86,8 @@ class WorkQueue:
         Never runs it before returning, not even for a delay of 0. More than 292 years count as 292. Any thread, any
         lock state.
 
-        Raises: InvalidArgument for a negative or infinite time; StateError when closed, or with more than 65,536 items
-        waiting.
+        Raises: InvalidArgument for a negative or infinite time; StateError when closed, with more than 65,536 items
+        waiting, or when the process can't have the thread that the first item needs: a later one tries again.
         """
         if not (0 <= delay < math.inf and 0 <= period < math.inf):
             raise InvalidArgument(f"{self._name}: a delay or period can't be negative or infinite: {delay}, {period}")
@@ -102,10 +102,9 @@ class WorkQueue:
                 raise StateError(
                     f"{self._name}: {MAXIMUM_PENDING} work items are waiting; the model starts more than it ends"
                 )
-            heapq.heappush(self._heap, work)
             if self._thread is None and not self._clock.manual:
-                self._thread = threading.Thread(target=self._serve, name=f"umdev-work-{self._name}", daemon=True)
-                self._thread.start()
+                self._thread = self._started()  # first: what waits without a thread waits for ever
+            heapq.heappush(self._heap, work)
             self._wake.notify()
         return work
 
@@ -130,6 +129,14 @@ class WorkQueue:
         self._forget()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._serve, name=f"umdev-work-{self._name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise StateError(f"{self._name}: no thread is left for deferred work: {error}") from error
+        return thread
 
     def _cancel_all(self) -> None:
         for work in (*self._heap, *self._running):

@@ -24,6 +24,8 @@ InterruptKind: TypeAlias = Literal["msix", "msi", "intx", "err", "req"]
 
 MESSAGE_ADDRESS = 0xFEE0_0000
 """Where messages are said to go: x86's local APIC. The bus carries them by eventfd, whatever the address."""
+_LONGEST_POLL = 1e6
+"""Seconds: poll(2) counts milliseconds in 31 bits."""
 FIRST_DATA = 0x20
 """The data of vector 0; x86 keeps the vectors below for exceptions."""
 
@@ -58,8 +60,10 @@ class InterruptSet:
         ready = select.poll()
         ready.register(descriptor, select.POLLIN)
         while True:
-            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic()) * 1000
-            if not ready.poll(left):
+            left = max(0.0, deadline - time.monotonic())
+            if not ready.poll(None if left == math.inf else min(left, _LONGEST_POLL) * 1000):
+                if left > _LONGEST_POLL:
+                    continue
                 return 0
             try:
                 return os.eventfd_read(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ..addresses import PAGE_SIZE
@@ -27,6 +28,7 @@ class LoopbackFunction(AttachedFunction):
     def __init__(self, device: Device, memory: int = DEFAULT_MEMORY) -> None:
         """Raises: InvalidArgument for a size that is no multiple of a page, StateError if the device is attached."""
         super().__init__(Attachment(device, "loopback", endpoint=self))
+        self._pid = os.getpid()
         self.guest = GuestMemory(memory)
         try:
             self.attachment.attach()
@@ -62,12 +64,15 @@ class LoopbackFunction(AttachedFunction):
         self.attachment.reset(ResetKind.BUS)
 
     def close(self) -> None:
-        """Detach the device, with a reset as for a lost client. Buffers that were not freed end here."""
+        """Detach the device, with a reset as for a lost client. Buffers that were not freed end here.
+
+        In a process that was forked since, the device is not reset: its windows are the memory of both.
+        """
         with self._closing:
             self.close_doorbells()
             try:
                 if self.attachment.state is not AttachmentState.DETACHED:
-                    self.attachment.detach()
+                    self.attachment.detach(ResetKind.CLIENT_LOST if os.getpid() == self._pid else None)
             finally:
                 self.guest.close()
 

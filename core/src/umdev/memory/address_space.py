@@ -113,7 +113,8 @@ class AddressSpace:
 
         The process's handler of SIGBUS is umdev's from the first map on: it poisons the map of a file that shrank and
         passes other faults to the handler of before. Who installs one later (faulthandler.enable) does so before the
-        next map, which goes above it.
+        next map, which goes above it. A thread that blocks SIGBUS must not touch guest memory: the kernel ends the
+        process when it meets such a file.
 
         Raises: InvalidArgument, Conflict (a map overlaps), StateError (closed), MapLimit, UmdevError (no memory).
         """
@@ -150,11 +151,13 @@ class AddressSpace:
             entry.guard = -1 if backing is None else backing.guard
             try:
                 check_table(lib.umdev_memory_insert(self.pointer, entry))
+                maps.add(mapping)
             except BaseException:
+                # Ctrl-C may come when C has the map already, whose memory goes with `backing`.
+                lib.umdev_memory_remove(self.pointer, space, iova, end - 1)
                 if host is not None and backing is not None:
                     backing.give_back()
                 raise
-            maps.add(mapping)
             self._spaces[space] = maps
             self._files += descriptor is not None
         self._changed()
@@ -412,7 +415,8 @@ class AddressSpace:
             _check_range(iova, length, space)
             raise
         if code:
-            raise dma_error(-code, iova, length, failed[0], space, write=write)
+            where = failed[0] if failed[0] >= iova else ADDRESS_END  # it would go on at 0
+            raise dma_error(-code, iova, length, where, space, write=write)
 
     def _check_covered(self, iova: int, length: int, space: int, protection: Protection) -> list[Mapping]:
         """The maps that cover the range. Raises: NotMapped, NotPermitted."""

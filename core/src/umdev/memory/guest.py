@@ -40,8 +40,10 @@ class GuestMemory:
 
         Raises: InvalidArgument, UmdevError where the host has no address space for it, OSError.
         """
-        if size <= 0 or size & PAGE_MASK or not 0 <= reserve <= size or reserve & PAGE_MASK:
-            raise InvalidArgument(f"guest memory of {size:#x} bytes ({reserve:#x} reserved): whole pages are needed")
+        if not 0 < size < 1 << 63 or size & PAGE_MASK or not 0 <= reserve <= size or reserve & PAGE_MASK:
+            raise InvalidArgument(
+                f"guest memory of {size:#x} bytes ({reserve:#x} reserved): it takes whole pages, below 2^63 bytes"
+            )
         self.size = size
         self._descriptor = os.memfd_create("umdev-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 
 #include "device_decls.h"
 #include "doorbell_decls.h"
+#include "signals_internal.h"
 
 enum { EVENTS = 16 };
 #define WAKE UINT64_MAX
@@ -147,20 +147,23 @@ static int loop(umdev_doorbells *doorbells)
         int count = epoll_wait(doorbells->epoll_fd, events, EVENTS, -1);
         if (count < 0 && errno != EINTR)
             return -errno;
-        for (int i = 0; i < count && !atomic_load(&doorbells->stopping); i++)
+        for (int i = 0; i < count && !atomic_load(&doorbells->stopping); i++) {
+            eventfd_t woken;
             if (events[i].data.u64 != WAKE)
                 ring(doorbells, events[i].data.u64);
+            else /* by a child that was forked: it stopped its copy, and the counter is everybody's */
+                eventfd_read(doorbells->wake_fd, &woken);
+        }
     }
     return 0;
 }
 
 int umdev_doorbells_run(umdev_doorbells *doorbells)
 {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    umdev_signals_block(&before);
     int error = loop(doorbells);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    umdev_signals_restore(&before);
     return error;
 }
 

@@ -1,7 +1,6 @@
 /* One thread per process waits for the eventfds by which clients unmask INTx (VFIO: DATA_EVENTFD with ACTION_UNMASK). */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "irq_private.h"
+#include "signals_internal.h"
 
 typedef struct irq_watch {
     umdev_irq *irq;      /* NULL: the slot is free */
@@ -21,6 +21,7 @@ static pthread_mutex_t watch_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards all be
 static irq_watch *slots;
 static uint32_t slot_count;
 static int epoll_fd = -1;
+static bool fork_handled;
 
 /* Take the counter down, so that a client which looks sees its signal consumed. RWF_NOWAIT, because the client could
  * have emptied it first; a kernel without it for eventfds leaves the counter, and edge triggering still reports. */
@@ -91,6 +92,32 @@ static void *watch_loop(void *unused)
     return NULL;
 }
 
+static void before_fork(void)
+{
+    pthread_mutex_lock(&watch_mutex);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&watch_mutex);
+}
+
+/* The epoll set is the parent's too: what a child took out of it would be taken from its parent. So it forgets the set,
+ * which has no thread here, and makes one of its own when it needs one. */
+static void after_fork_in_child(void)
+{
+    for (uint32_t slot = 0; slot < slot_count; slot++) {
+        if (!slots[slot].irq)
+            continue;
+        slots[slot].irq->watch = 0;
+        slots[slot].irq = NULL;
+        close(slots[slot].fd);
+    }
+    close(epoll_fd);
+    epoll_fd = -1;
+    pthread_mutex_unlock(&watch_mutex);
+}
+
 /* The epoll descriptor and its thread, made at the first use and kept. 0 or a negative errno. */
 static int start(void)
 {
@@ -98,16 +125,18 @@ static int start(void)
 
     if (epoll_fd >= 0)
         return 0;
+    if (!fork_handled && pthread_atfork(before_fork, after_fork, after_fork_in_child))
+        return -ENOMEM;
+    fork_handled = true;
     int fd = epoll_create1(EPOLL_CLOEXEC);
     if (fd < 0)
         return -errno;
     epoll_fd = fd;
     /* The program's signals are for its own threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    umdev_signals_block(&before);
     int error = pthread_create(&thread, NULL, watch_loop, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    umdev_signals_restore(&before);
     if (error) {
         close(fd);
         epoll_fd = -1;

@@ -57,30 +57,33 @@ void umdev_memory_free(umdev_memory *memory)
     free(memory);
 }
 
-/* With `publishing` held. Takes `table`. */
-static int swap_table(umdev_memory *memory, umdev_table *table)
+/* Who changes the table waits for readers, with `publishing` held: a reader must not even wait for that. */
+static bool in_section(void)
 {
-    if (umdev_reader_own && umdev_reader_own->depth) {
-        free(table);
-        return -EDEADLK;
-    }
+    return umdev_reader_own && umdev_reader_own->depth;
+}
+
+/* With `publishing` held. Takes `table`. */
+static void swap_table(umdev_memory *memory, umdev_table *table)
+{
     umdev_table *old = atomic_exchange(&memory->table, table);
     umdev_reader_synchronize();
     if (old != empty_table)
         free(old);
-    return 0;
 }
 
 int umdev_memory_publish(umdev_memory *memory, const umdev_map_entry *entries, uint32_t count)
 {
     umdev_table *table;
+    if (in_section())
+        return -EDEADLK;
     int result = umdev_table_new(entries, count, &table);
     if (result)
         return result;
     pthread_mutex_lock(&memory->publishing);
-    result = swap_table(memory, table);
+    swap_table(memory, table);
     pthread_mutex_unlock(&memory->publishing);
-    return result;
+    return 0;
 }
 
 static bool entry_before(const umdev_map_entry *left, uint32_t space, uint64_t iova)
@@ -90,6 +93,8 @@ static bool entry_before(const umdev_map_entry *left, uint32_t space, uint64_t i
 
 int umdev_memory_insert(umdev_memory *memory, const umdev_map_entry *entry)
 {
+    if (in_section())
+        return -EDEADLK;
     pthread_mutex_lock(&memory->publishing);
     const umdev_table *old = atomic_load(&memory->table);
     umdev_map_entry *entries = malloc((old->count + 1) * sizeof(*entries));
@@ -105,7 +110,7 @@ int umdev_memory_insert(umdev_memory *memory, const umdev_map_entry *entry)
         result = umdev_table_new(entries, old->count + 1, &table);
         free(entries);
         if (!result)
-            result = swap_table(memory, table);
+            swap_table(memory, table);
     }
     pthread_mutex_unlock(&memory->publishing);
     return result;
@@ -113,6 +118,8 @@ int umdev_memory_insert(umdev_memory *memory, const umdev_map_entry *entry)
 
 int umdev_memory_remove(umdev_memory *memory, uint32_t space, uint64_t first, uint64_t last)
 {
+    if (in_section())
+        return -EDEADLK;
     pthread_mutex_lock(&memory->publishing);
     const umdev_table *old = atomic_load(&memory->table);
     umdev_map_entry *entries = malloc((old->count + 1) * sizeof(*entries));
@@ -131,7 +138,7 @@ int umdev_memory_remove(umdev_memory *memory, uint32_t space, uint64_t first, ui
         result = dropped ? umdev_table_new(entries, kept, &table) : 0;
         free(entries);
         if (!result && dropped)
-            result = swap_table(memory, table);
+            swap_table(memory, table);
         if (!result)
             result = (int)dropped;
     }

@@ -326,7 +326,7 @@ static struct stretch stretch_find(const umdev_protector *protector, const uint6
     const struct umdev_protect_range *range = &protector->ranges[found.slot];
     found.page = (pages[0] - range->address) / UMDEV_PAGE;
     uint32_t most = range->pages - found.page < count ? (uint32_t)(range->pages - found.page) : count;
-    while (found.length < most && pages[found.length] == pages[0] + found.length * UMDEV_PAGE)
+    while (found.length < most && pages[found.length] == pages[0] + (uint64_t)found.length * UMDEV_PAGE)
         found.length++;
     return found;
 }
@@ -342,7 +342,7 @@ static int client_check(umdev_protect_client *client, const uint64_t *pages, uin
         forbidden = told;
     for (uint32_t i = 0; i < count;) {
         struct stretch stretch = stretch_find(protector, pages + i, count - i);
-        bool stuck = forbidden - pages[i] < stretch.length * UMDEV_PAGE; /* a store that could never land */
+        bool stuck = forbidden - pages[i] < (uint64_t)stretch.length * UMDEV_PAGE; /* a store that could never land */
         int result = pages[i] % UMDEV_PAGE ? -EINVAL
                      : stretch.slot < 0    ? -EFAULT
                      : stuck               ? -EBUSY

@@ -8,10 +8,10 @@
  */
 #define _GNU_SOURCE
 #include "protect_internal.h"
+#include "signals_internal.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
@@ -170,11 +170,10 @@ int umdev_protect_start(umdev_protector *protector)
         return -ENOMEM;
     thread->protector = protector;
     /* Signals are for the threads of the program. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    umdev_signals_block(&before);
     int error = pthread_create(&thread->id, NULL, run, thread);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    umdev_signals_restore(&before);
     if (error) {
         free(thread);
     } else {
