@@ -27,7 +27,8 @@ static void test_kinds(void)
         for (int w = 0; w < 4; w++) {
             uint32_t width = widths[w];
             /* Two neighbours of one kind, so that accesses also straddle them. */
-            umdev_register two[] = {declare((enum kind)kind, 16, width, 0), declare((enum kind)kind, 16 + width, width, 8)};
+            umdev_register two[] = {declare((enum kind)kind, 16, width, 0),
+                                    declare((enum kind)kind, 16 + width, width, 8)};
             struct fixture f = make(two, 2, 64);
             for (int s = 0; s < 4; s++) {
                 uint32_t size = widths[s];
@@ -43,7 +44,8 @@ static void test_kinds(void)
                     CHECK(umdev_device_access(f.device, 0, at, value, size, UMDEV_WRITE, 0, 0) == UMDEV_OK);
                     for (uint32_t i = 0; i < 2 * width; i++) {
                         uint32_t touched = 16 + i >= at && 16 + i < at + size;
-                        uint8_t want = touched ? byte_written((enum kind)kind, before[i], value[16 + i - at]) : before[i];
+                        uint8_t want =
+                            touched ? byte_written((enum kind)kind, before[i], value[16 + i - at]) : before[i];
                         CHECK(cells[i / width][i % width] == want);
                         before[i] = want;
                     }
@@ -193,7 +195,8 @@ static void test_sizes_bounds_gates(void)
     umdev_device_counters(device, &counters);
     CHECK(counters.aborted == 4);
 
-    CHECK(umdev_device_set_region_enabled(device, 0, 0) == 0 && umdev_device_set_region_enabled(device, 5, 0) == -EINVAL);
+    CHECK(umdev_device_set_region_enabled(device, 0, 0) == 0 &&
+          umdev_device_set_region_enabled(device, 5, 0) == -EINVAL);
     CHECK(wr(device, 0, 1, 4) == UMDEV_ABORT && rd(device, 0, 4, NULL) == ones(4));
     CHECK(umdev_device_set_region_enabled(device, 0, 1) == 0);
     CHECK(wr(device, 0, 1, 4) == UMDEV_OK && rd(device, 0, 4, NULL) == 1);
@@ -332,7 +335,8 @@ static struct outcome one_access(const umdev_register *r, bool write, bool long_
     seen.answer = UINT64_C(0xCAFEF00DDEADBEEF);
     seen.fail = answers == UMDEV_FAULT;
     umdev_device_set_intercept(f.device, long_way ? let_pass : NULL, NULL);
-    seen_here.result = (uint64_t)umdev_device_access(f.device, 0, offset, &seen_here.bytes, r->width, write ? UMDEV_WRITE : 0, 5, 6);
+    seen_here.result = (uint64_t)umdev_device_access(f.device, 0, offset, &seen_here.bytes, r->width,
+                                                     write ? UMDEV_WRITE : 0, 5, 6);
     memcpy(seen_here.cells, f.state, sizeof seen_here.cells);
     seen_here.value = seen.value;
     seen_here.old = seen.old;
@@ -345,7 +349,8 @@ static struct outcome one_access(const umdev_register *r, bool write, bool long_
     return seen_here;
 }
 
-/* An access to all of a register with a handler goes a short way, unless an intercept looks at it: with the same end. */
+/* An access to all of a register with a handler goes a short way, unless an intercept looks at it: with the same
+ * end. */
 static void test_both_ways(void)
 {
     static const int results[] = {UMDEV_OK, UMDEV_UNHANDLED, UMDEV_ABORT, UMDEV_FAULT, UMDEV_GONE};
@@ -384,7 +389,8 @@ static void bench(void)
             uint32_t value = 5;
             clock_gettime(CLOCK_MONOTONIC, &a);
             for (int n = 0; n < 200000; n++)
-                umdev_device_access(f.device, 0, work[i].offset, &value, work[i].length, work[i].write ? UMDEV_WRITE : 0, 0, 0);
+                umdev_device_access(f.device, 0, work[i].offset, &value, work[i].length,
+                                    work[i].write ? UMDEV_WRITE : 0, 0, 0);
             clock_gettime(CLOCK_MONOTONIC, &b);
             double ns = ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) / 200000;
             best = ns < best ? ns : best;

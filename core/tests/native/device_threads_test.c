@@ -11,7 +11,8 @@ static int native(void *device, const umdev_access *access, uint64_t *value)
     CHECK(access->header.size == sizeof *access && access->space == 0);
     if (access->offset == 0) { /* counts, with the lock held */
         CHECK(umdev_device_held(device));
-        CHECK(umdev_device_context(device) == (access->flags & UMDEV_POSTED ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING));
+        CHECK(umdev_device_context(device) ==
+              (access->flags & UMDEV_POSTED ? UMDEV_CONTEXT_POSTED : UMDEV_CONTEXT_WAITING));
         *value += 1;
         return UMDEV_OK;
     }
@@ -28,7 +29,8 @@ static int native(void *device, const umdev_access *access, uint64_t *value)
 }
 
 static const umdev_register natives[] = {
-    {.offset = 0, .count = 1, .width = 4, .on_read = UMDEV_CALL_NATIVE, .on_write = UMDEV_CALL_NATIVE, .native = native},
+    {.offset = 0, .count = 1, .width = 4, .on_read = UMDEV_CALL_NATIVE, .on_write = UMDEV_CALL_NATIVE,
+     .native = native},
     {.offset = 4, .count = 1, .width = 4, .cell = 4, .flags = UMDEV_REGISTER_LOCKLESS, .on_read = UMDEV_CALL_NATIVE,
      .on_write = UMDEV_CALL_NATIVE, .native = native},
     {.offset = 8, .count = 1, .width = 4, .cell = 8, .on_read = UMDEV_CALL_NATIVE, .on_write = UMDEV_CALL_NATIVE,
@@ -130,7 +132,8 @@ static int ends(void *device, const umdev_access *access, uint64_t *value)
 static void test_ended_within(void)
 {
     static const int results[] = {[COMPLETE] = UMDEV_OK, [ABORT] = UMDEV_ABORT, [GONE] = UMDEV_GONE};
-    static const umdev_register both[] = {{.offset = 0, .count = 1, .width = 4, .on_read = UMDEV_CALL_NATIVE, .native = ends},
+    static const umdev_register both[] = {{.offset = 0, .count = 1, .width = 4, .on_read = UMDEV_CALL_NATIVE,
+                                           .native = ends},
                                           {.offset = 4, .count = 1, .width = 4, .cell = 4, .on_read = UMDEV_CALL_NATIVE,
                                            .native = ends}};
     for (ending = COMPLETE; ending <= GONE; ending++) {

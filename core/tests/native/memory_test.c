@@ -122,7 +122,8 @@ static void test_messages(void)
     static struct carrier carrier;
     static uint8_t middle[PAGE];
     umdev_memory *memory = umdev_memory_new();
-    umdev_map_entry maps[] = {entry(0, 0, PAGE, NULL), entry(0, PAGE, PAGE, middle), entry(0, 2 * PAGE, 2 * PAGE, NULL)};
+    umdev_map_entry maps[] = {entry(0, 0, PAGE, NULL), entry(0, PAGE, PAGE, middle),
+                              entry(0, 2 * PAGE, 2 * PAGE, NULL)};
     CHECK(umdev_memory_publish(memory, maps, 3) == 0);
     uint8_t data[3 * PAGE];
     for (unsigned i = 0; i < sizeof(data); i++)

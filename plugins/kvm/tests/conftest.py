@@ -14,11 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from umdev.addresses import Iova
 
 HERE = Path(__file__).parent
 PAGE = 4096
 SIZE = 1 << 20
+"""Bytes of a VMM's memory."""
 BASE = 0x4000_0000
+"""Where devices have it."""
+PAGES = [Iova(BASE + number * PAGE) for number in range(SIZE // PAGE)]
+ELSEWHERE = "(the same tests run inside a TCG guest: test_in_guest.py)"
+"""Why it is no loss that this machine skips a test."""
 
 
 class Process:
@@ -191,7 +197,7 @@ def setup(runtime):
     try:
         os.close(open_userfault().descriptor)
     except NotSupported as error:
-        pytest.skip(f"{error}")
+        pytest.skip(f"{error} {ELSEWHERE}")
     ready = prepare_client("vfio-user")
     yield ready
     ready.close()

@@ -1,6 +1,7 @@
 """All tests of a machine once more, inside a guest whose KVM is complete, whatever this machine has.
 
-And those of the protector with a VMM in little, since a userfaultfd is to be had there, whoever runs the tests.
+And those of the preload library and of the protector with a VMM in little, since there everybody has a userfaultfd, and
+is root.
 """
 
 from pathlib import Path
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     "what",
     [
-        ["plugins/kvm/tests/machine", "plugins/kvm/tests/test_protect_vmm.py"],
+        ["plugins/kvm/tests/machine"],
+        [f"plugins/kvm/tests/test_{name}.py" for name in ("preload", "protect_vmm", "protector_process")],
         ["examples", "tests/test_conformance.py", "plugins/nvidia/tests/test_submission.py"],
     ],
     ids=" ".join,

@@ -16,6 +16,8 @@ import pytest
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.preload import ADDRESS_VARIABLE, DEVICE_VARIABLE, preload_path
 
+from .conftest import ELSEWHERE
+
 pytestmark = pytest.mark.kvm
 
 TRUE = ["/bin/sh", "-c", "exit 7"]
@@ -39,7 +41,7 @@ def listener():
         listening.bind(str(path))
         path.chmod(0o777)
         listening.listen()
-        listening.settimeout(20)
+        listening.settimeout(60)
         yield listening, str(path)
 
 
@@ -86,7 +88,7 @@ def test_a_program_started_without_standard_descriptors_gets_none(listener):
         try:
             for thread in threads:
                 thread.join()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             found = [0]
             while min(found, default=0) < 3 and time.monotonic() < deadline:  # what it has lent it closes at once
                 time.sleep(0.01)
@@ -141,7 +143,9 @@ def test_a_protector_that_does_not_answer_delays_a_program_and_no_more(listener)
     assert "did not take" in done.stderr
 
 
-@pytest.mark.skipif(not os.access(DEVICE, os.R_OK | os.W_OK), reason="needs access to /dev/userfaultfd (root)")
+@pytest.mark.skipif(
+    not os.access(DEVICE, os.R_OK | os.W_OK), reason=f"needs access to /dev/userfaultfd (root) {ELSEWHERE}"
+)
 def test_it_lends_two_descriptors_and_keeps_none(listener):
     noise = {f"NOISE{number}": "UMDEV_PROTECTOR=/wrong " * 40 for number in range(20)}
     numbers, kinds = lent(listener, {**noise, "XUMDEV_PROTECTOR": "/wrong", "UMDEV_PROTECTORX": "/wrong"})
@@ -149,7 +153,7 @@ def test_it_lends_two_descriptors_and_keeps_none(listener):
     assert kinds == ["anon_inode:[userfaultfd]"] * 2
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not DEVICE.exists(), reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0 or not DEVICE.exists(), reason=f"needs root, to become somebody else {ELSEWHERE}")
 def test_an_unprivileged_program_inherits_the_device_or_says_why_it_can_not(listener):
     library = Path(listener[1]).with_name("library")
     shutil.copy(preload_path(), library)

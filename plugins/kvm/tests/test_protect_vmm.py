@@ -14,12 +14,9 @@ from umdev.hypervisor import Iova, ProtectMode
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.vm_protector_areas import Area, parse
 
-pytestmark = pytest.mark.kvm
+from .conftest import BASE, PAGE, PAGES, SIZE
 
-PAGE = 4096
-SIZE = 1 << 20  # as in conftest.py
-BASE = 0x4000_0000
-PAGES = [Iova(BASE + number * PAGE) for number in range(SIZE // PAGE)]
+pytestmark = pytest.mark.kvm
 
 
 def test_a_store_is_told_before_it_lands_once_for_each_arming(trap):

@@ -16,17 +16,15 @@ from pathlib import Path
 
 import pytest
 from umdev.errors import InvalidArgument, ProtectError
-from umdev.hypervisor import Iova, ProtectMode
+from umdev.hypervisor import ProtectMode
 from umdev_kvm import qemu, vm_protector_client
 from umdev_kvm import vm_protector_wire as wire
 from umdev_kvm.vm_protector import VmProtector
+from umdev_kvm.vm_protector_vm import RemoteDevice, Vm
+
+from .conftest import BASE, ELSEWHERE, PAGE, PAGES, SIZE
 
 pytestmark = pytest.mark.kvm
-
-PAGE = 4096
-SIZE = 1 << 20  # as in conftest.py
-BASE = 0x4000_0000
-PAGES = [Iova(BASE + number * PAGE) for number in range(SIZE // PAGE)]
 
 
 def vanishes(pid):
@@ -94,7 +92,7 @@ def test_nonsense_ends_its_own_connection_only(setup, trap, message):
     vmm, protector = trap
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.connect(str(wire.socket_path()))
-        link.settimeout(5)
+        link.settimeout(60)
         link.sendall(message)
         link.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionResetError):  # with something unread behind it
@@ -113,13 +111,13 @@ def test_a_vmm_that_lends_something_else_hurts_nobody_else(setup, trap):
         liar, device = (links.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(2))
         pipe = os.pipe()
         liar.connect(str(wire.socket_path()))
-        liar.settimeout(10)
+        liar.settimeout(60)
         wire.send(liar, wire.Operation.LEND, wire.LEND.pack(wire.VERSION, 0, 1), pipe)
         for end in pipe:
             os.close(end)
         assert wire.receive(liar, []) == (0, b"")
         device.connect(str(wire.socket_path()))
-        device.settimeout(10)
+        device.settimeout(60)
         _, theirs = (links.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         wire.send(device, wire.Operation.CLIENT, wire.CLIENT.pack(ours, 1), [theirs.fileno()])
         status, text = wire.receive(device, [])
@@ -137,11 +135,11 @@ def test_a_vmm_that_lends_something_else_hurts_nobody_else(setup, trap):
 
 def test_another_user_is_turned_away(setup, tmp_path):
     if os.getuid():
-        pytest.skip("only root can be somebody else")
+        pytest.skip(f"only root can be somebody else {ELSEWHERE}")
     path = wire.socket_path()
     program = (
         "import os, socket, sys\nos.setuid(65534)\nlink = socket.socket(socket.AF_UNIX)\nlink.connect(sys.argv[1])\n"
-        "link.settimeout(10)\ntry:\n    print(link.recv(8))\nexcept ConnectionResetError:\n    print(b'')\n"
+        "link.settimeout(60)\ntry:\n    print(link.recv(8))\nexcept ConnectionResetError:\n    print(b'')\n"
     )
     modes = [(entry, entry.stat().st_mode & 0o7777) for entry in (path, path.parent, path.parent.parent)]
     try:
@@ -174,7 +172,7 @@ def test_more_connections_than_descriptors_hurt_nobody_else(setup, trap, protect
         vmm.store(0, 1)
         assert len(seen) == 1
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        link.settimeout(10)
+        link.settimeout(60)
         assert wire.receive(link, []) == (0, b""), "it is served when there are descriptors again"
 
 
@@ -252,6 +250,20 @@ def test_no_descriptor_for_a_connection_is_no_reason_for_a_second_protector(setu
             qemu.prepare_client("vfio-user")
     assert wire.socket_path().exists()
     assert protectors() == before
+
+
+def test_a_device_that_gets_no_descriptor_of_its_own_leaves_none(monkeypatch):
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with ours, monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            RemoteDevice(Vm(os.getpid(), (), errno.EPERM, 0), ProtectMode.TRAP, theirs.detach(), ours)
+        ours.settimeout(60)
+        assert ours.recv(1) == b"", "nobody has the other end any more"
 
 
 def test_a_connection_that_no_thread_can_serve_ends_and_the_next_one_is_served(runtime, monkeypatch, caplog):

@@ -81,8 +81,8 @@ typedef struct umdev_span {
 
 /* How memory is reached where no descriptor came with the map; set by a bus. Return 0 or a negative errno. */
 typedef int (*umdev_message_transfer)(void *context, uint64_t iova, void *bytes, uint64_t length, int write);
-/* 1: transfers under way end with -ECANCELED at once, and so do new ones, until it is called with 0. Any thread; it does
- * not wait. */
+/* 1: transfers under way end with -ECANCELED at once, and so do new ones, until it is called with 0. Any thread; it
+ * does not wait. */
 typedef void (*umdev_message_cancel)(void *context, int cancelled);
 
 /* What a C plugin may call. One table per process, supplied by the core, valid for the life of the process. */
@@ -90,7 +90,8 @@ typedef struct umdev_api {
     umdev_header header;
     /* An access by the driver: any length for windows and configuration space, 1, 2, 4, 8 (or a split of them) for
      * registers. Little-endian bytes. Takes the device lock as needed; any thread. Returns enum umdev_result, or
-     * -EDEADLK when it needs the lock and this thread holds it; a read that does not end in UMDEV_OK has filled `bytes` (all ones, or zeros for UMDEV_UNHANDLED). */
+     * -EDEADLK when it needs the lock and this thread holds it; a read that does not end in UMDEV_OK has filled `bytes`
+     * (all ones, or zeros for UMDEV_UNHANDLED). */
     int (*access)(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length, uint32_t flags,
                   uint32_t initiator, uint32_t space);
     /* The device lock, not recursive: 0, or -EDEADLK when this thread holds it. Never wait for it holding the GIL. */

@@ -275,8 +275,8 @@ static __attribute__((noinline)) int access_settle(umdev_device *device, const s
     return result;
 }
 
-/* An access to all of a register with a handler and no rules: what access_slow does, in few lines of code. During an exit
- * of the guest the processor forgets them, and each costs. */
+/* An access to all of a register with a handler and no rules: what access_slow does, in few lines of code. During an
+ * exit of the guest the processor forgets them, and each costs. */
 static int access_handled(umdev_device *device, uint32_t index, uint64_t offset, const struct umdev_slot *slot,
                          uint32_t element, void *bytes, uint32_t length, uint32_t flags, uint32_t initiator,
                          uint32_t space, umdev_completion completion, void *context)

@@ -40,7 +40,7 @@ enum umdev_context {
 int umdev_device_context(const umdev_device *device);
 
 /* Gates; any thread, at any time. An access that has begun is not interrupted. */
-void umdev_device_set_gone(umdev_device *device, int gone); /* gone: every access ends in UMDEV_GONE, pending ones too */
+void umdev_device_set_gone(umdev_device *device, int gone); /* every access ends in UMDEV_GONE, pending ones too */
 int umdev_device_set_region_enabled(umdev_device *device, uint32_t region, int enabled);
 void umdev_device_set_intercept(umdev_device *device, umdev_intercept intercept, void *context); /* NULL: none.
                                               An access that has begun may still call the one before. */
@@ -70,7 +70,7 @@ enum umdev_register_flag {
     UMDEV_REGISTER_COMMIT_LOW = 2,  /* 64 bits: the upper half waits for a write to the lower one */
     UMDEV_REGISTER_COMMIT_HIGH = 4, /* 64 bits: the lower half waits for a write to the upper one */
     UMDEV_REGISTER_LOCKLESS = 8,    /* its native handler runs without the device lock */
-    UMDEV_REGISTER_DOORBELL = 16    /* whatever is written counts as 0 in all bytes; neither masked nor with a commit rule */
+    UMDEV_REGISTER_DOORBELL = 16    /* any value counts as 0 in all bytes; neither masked nor with a commit rule */
 };
 /* What runs after a write is stored, or before a read is answered. */
 enum umdev_register_call {
@@ -136,7 +136,8 @@ int umdev_device_access(umdev_device *device, uint32_t region, uint64_t offset, 
                         uint32_t flags, uint32_t initiator, uint32_t space);
 /* How an access that was left pending ended. May run with the device lock held: it must not enter the device. */
 typedef void (*umdev_completion)(void *context, int result);
-/* The same without waiting: UMDEV_PENDING promises one later call of `completion`; `bytes` must stay valid until then. */
+/* The same without waiting: UMDEV_PENDING promises one later call of `completion`; `bytes` must stay valid until
+ * then. */
 int umdev_device_start(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length,
                        uint32_t flags, uint32_t initiator, uint32_t space, umdev_completion completion, void *context);
 int umdev_device_complete(umdev_device *device, uint64_t token, uint64_t value);

@@ -66,8 +66,8 @@ struct umdev_region {
     void *context;
 };
 
-/* An access that waits for `umdev_device_complete`. While its thread is inside the access it is on that thread's stack and
- * has no completion; one that nobody waits for moves to the heap then. */
+/* An access that waits for `umdev_device_complete`. While its thread is inside the access it is on that thread's stack
+ * and has no completion; one that nobody waits for moves to the heap then. */
 struct umdev_transaction {
     uint8_t *bytes;
     uint32_t length;
@@ -87,8 +87,8 @@ struct umdev_pending {
     uint32_t count;
 };
 
-/* What every access looks at stands first, on one page: after an exit of the guest the processor has forgotten where the
- * pages are, and each one that is touched costs. */
+/* What every access looks at stands first, on one page: after an exit of the guest the processor has forgotten where
+ * the pages are, and each one that is touched costs. */
 struct umdev_device {
     /* Counted by every thread: on a line of their own. */
     struct {

@@ -186,7 +186,8 @@ int umdev_irq_unmask(umdev_irq *irq, uint32_t index, uint32_t vector)
     return 0;
 }
 
-/* The client's side of an index goes: descriptors and masks. What pends goes with it if the client owns it, or says so. */
+/* The client's side of an index goes: descriptors and masks. What pends goes with it if the client owns it, or says
+ * so. */
 static void let_go(umdev_irq *irq, uint32_t index, bool forget)
 {
     if (index == UMDEV_IRQ_INTX)

@@ -44,9 +44,9 @@ int umdev_irq_connect_unmask(umdev_irq *irq, uint32_t index, uint32_t vector, in
  * does umdev_irq_disconnect_all; none is running on return. */
 typedef void (*umdev_level_listener)(void *context, int level);
 void umdev_irq_on_level(umdev_irq *irq, umdev_level_listener listener, void *context);
-/* For buses that send messages themselves: called in place of the eventfd of each MSI or MSI-X vector, when nothing masks
- * it. `address` and `data` are those of the MSI-X table; MSI has them in configuration space, and 0 comes here. It runs as
- * a level listener does, and ends as one. What pended for want of a listener goes out at once. */
+/* For buses that send messages themselves: called in place of the eventfd of each MSI or MSI-X vector, when nothing
+ * masks it. `address` and `data` are those of the MSI-X table; MSI has them in configuration space, and 0 comes here.
+ * It runs as a level listener does, and ends as one. What pended for want of a listener goes out at once. */
 typedef void (*umdev_message_listener)(void *context, uint32_t index, uint32_t vector, uint64_t address,
                                        uint32_t data);
 void umdev_irq_on_message(umdev_irq *irq, umdev_message_listener listener, void *context);
@@ -61,8 +61,9 @@ void umdev_irq_disconnect_all(umdev_irq *irq);
 int umdev_irq_trigger(umdev_irq *irq, uint32_t index, uint32_t vector);
 
 /* For models. A message on the enabled kind: 0 sent or pending, -EINVAL no such vector, -EPERM no bus mastering (the
- * message is lost, PCIe 6.0, 7.5.1.1.3), -ENODEV neither MSI nor MSI-X is enabled. It pends while it is masked or nobody
- * is connected. With fewer MSI messages allocated (policy CLIENT: connected) than declared, vectors share: modulo that count. */
+ * message is lost, PCIe 6.0, 7.5.1.1.3), -ENODEV neither MSI nor MSI-X is enabled. It pends while it is masked or
+ * nobody is connected. With fewer MSI messages allocated (policy CLIENT: connected) than declared, vectors share:
+ * modulo that count. */
 int umdev_irq_signal(umdev_irq *irq, uint32_t vector);
 void umdev_irq_set_level(umdev_irq *irq, uint32_t source, int level);
 /* A message where messages are enabled, else source `vector` of the INTx level goes high. Results as signal. */

@@ -1,4 +1,5 @@
-/* One thread per process waits for the eventfds by which clients unmask INTx (VFIO: DATA_EVENTFD with ACTION_UNMASK). */
+/* One thread per process waits for the eventfds by which clients unmask INTx (VFIO: DATA_EVENTFD with
+ * ACTION_UNMASK). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>

@@ -45,10 +45,11 @@ void umdev_memory_set_messages(umdev_memory *memory, umdev_message_transfer tran
                                void *context);
 /* Passes it on to `cancel`, if there is one. */
 void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled);
-/* While they are cancelled: until the carrier has none, whoever asked for them. Without `cancel` it waits for nothing. */
+/* While they are cancelled: until the carrier has none, whoever asked for them. Without `cancel` it waits for
+ * nothing. */
 void umdev_memory_drain_messages(umdev_memory *memory);
-/* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section, with
- * the device's lock held or not. 1: a map covers it now. */
+/* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section,
+ * with the device's lock held or not. 1: a map covers it now. */
 typedef int (*umdev_memory_filler)(void *context, uint32_t space, uint64_t iova, uint64_t length, int write);
 /* Waits as set_messages does. */
 void umdev_memory_set_filler(umdev_memory *memory, umdev_memory_filler filler, void *context);
@@ -59,13 +60,14 @@ void umdev_memory_set_device(umdev_memory *memory, umdev_device *device);
 const umdev_table *umdev_memory_reader_enter(umdev_memory *memory, uint32_t *ticket);
 void umdev_memory_reader_exit(umdev_memory *memory, uint32_t ticket);
 int umdev_memory_lookup(const umdev_table *table, uint32_t space, uint64_t iova, umdev_span *ret);
-/* 0 or -EFAULT not mapped, -EACCES direction, -EPERM no bus mastering, -EDEADLK by message from a handler,
- * -ECANCELED by message while a reset ends work, -UMDEV_MEMORY_POISONED the file shrank, -ENOTCONN nobody carries messages, or what the carrier answered.
- * An aligned transfer of 1, 2, 4 or 8 bytes is one access. After an error nothing at or after *failed was moved. */
+/* 0 or -EFAULT not mapped, -EACCES direction, -EPERM no bus mastering, -EDEADLK by message from a handler, -ECANCELED
+ * by message while a reset ends work, -UMDEV_MEMORY_POISONED the file shrank, -ENOTCONN nobody carries messages, or
+ * what the carrier answered. An aligned transfer of 1, 2, 4 or 8 bytes is one access. After an error nothing at or
+ * after *failed was moved. */
 int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write,
                           uint64_t *failed);
-/* The common case of a transfer, which waits for nobody: within one map, in memory of this process. 1: done; 0: not, and
- * umdev_memory_transfer says why, or does it. */
+/* The common case of a transfer, which waits for nobody: within one map, in memory of this process. 1: done; 0: not,
+ * and umdev_memory_transfer says why, or does it. */
 int umdev_memory_copy(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length, int write);
 int umdev_memory_read(umdev_memory *memory, uint32_t space, uint64_t iova, void *bytes, uint64_t length);
 int umdev_memory_write(umdev_memory *memory, uint32_t space, uint64_t iova, const void *bytes, uint64_t length);
@@ -86,7 +88,8 @@ uint32_t umdev_memory_backings_max(void);
  * file), -EACCES (not opened for this), -EDQUOT (umdev_memory_backings_max are open), -EINVAL, -ENOMEM. */
 int umdev_memory_backing_open(int descriptor, uint64_t offset, uint64_t length, uint32_t protection,
                               umdev_backing *ret);
-/* Take over memory that the caller has mapped, whole pages. 0, -EINVAL (crooked), -ENOMEM; then it stays the caller's. */
+/* Take over memory that the caller has mapped, whole pages. 0, -EINVAL (crooked), -ENOMEM; then it stays the
+ * caller's. */
 int umdev_memory_backing_adopt(void *base, uint64_t length, uint32_t protection, umdev_backing *ret);
 /* Anonymous zeros take the place of the file; pointers stay valid. 0 or a negative errno. */
 int umdev_memory_backing_detach(const umdev_backing *backing);

@@ -29,7 +29,8 @@ typedef struct umdev_protect_client umdev_protect_client; /* one per device (or 
  * Takes both descriptors, also when it fails: an enabled userfaultfd and, for an asynchronous one, the pagemap of the
  * process that owns it (else -1). Threads serve it from now on. NULL with errno. */
 umdev_protector *umdev_protector_new(int userfault, int pagemap, int asynchronous);
-/* Every blocked writer goes on. From a notification: when that has returned. Clients are only good for closing and freeing then. */
+/* Every blocked writer goes on. From a notification: when that has returned. Clients are only good for closing and
+ * freeing then. */
 void umdev_protector_free(umdev_protector *protector);
 /* From asynchronous to synchronous, for the first client that wants TRAP: tracked pages count as changed, since stores
  * in between are seen by neither. Takes the descriptor, also when it fails. 0 or a negative errno. */
@@ -44,14 +45,14 @@ uint64_t umdev_protector_faults(umdev_protector *protector); /* stores that were
 /* `device` NULL: notifications take no lock. NULL with errno. */
 umdev_protect_client *umdev_protect_client_new(umdev_protector *protector, int mode, umdev_device *device,
                                                umdev_page_notify notify, void *context);
-/* No notification begins later, and none is running on return unless the caller is inside it. Whoever else is in a call,
- * or comes later, gets -ESRCH or nothing. May be called twice. */
+/* No notification begins later, and none is running on return unless the caller is inside it. Whoever else is in a
+ * call, or comes later, gets -ESRCH or nothing. May be called twice. */
 void umdev_protect_client_close(umdev_protect_client *client);
 /* Closes it if need be; nobody may use it any more. */
 void umdev_protect_client_free(umdev_protect_client *client);
 /* Page addresses, in any order; ascending ones are handled in runs. 0, -EFAULT (*failed is in no range), -EBUSY
- * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone), or what the
- * kernel says; after an error none is new. */
+ * (*failed is the page of the notification that is running in this very thread), -ESRCH (the guest is gone), or what
+ * the kernel says; after an error none is new. */
 int umdev_protect_client_arm(umdev_protect_client *client, const uint64_t *pages, uint32_t count, uint64_t *failed);
 /* Pages that were never armed, or are in no range, are passed over. */
 int umdev_protect_client_disarm(umdev_protect_client *client, const uint64_t *pages, uint32_t count);

@@ -1,8 +1,8 @@
 /* protect: what a child that the process has forked has of its parent's protectors: nothing.
  *
- * The child has none of the threads, so nobody would answer it, and a lock that one of them holds would stay locked. And
- * the descriptors speak of the parent's memory: what the child gave up would be given up there. So its protectors have
- * lost their guest, which every function knows how to deal with, before the child runs.
+ * The child has none of the threads, so nobody would answer it, and a lock that one of them holds would stay locked.
+ * And the descriptors speak of the parent's memory: what the child gave up would be given up there. So its protectors
+ * have lost their guest, which every function knows how to deal with, before the child runs.
  */
 #define _GNU_SOURCE
 #include "protect_internal.h"

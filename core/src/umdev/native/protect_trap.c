@@ -167,8 +167,8 @@ static int64_t now_ns(void)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* The kernel refuses from the moment when a thread begins to give pages back until its message has been read and the thread
- * has run again. The one that serves can't read it: we hold the lock. */
+/* The kernel refuses from the moment when a thread begins to give pages back until its message has been read and the
+ * thread has run again. The one that serves can't read it: we hold the lock. */
 static int set_patiently(umdev_protector *protector, uint64_t address, uint64_t length, int on)
 {
     int64_t end = now_ns() + SET_NS;

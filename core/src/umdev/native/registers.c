@@ -396,7 +396,7 @@ void umdev_register_write(struct umdev_call *call, const struct umdev_slot *slot
     memcpy(&value, bytes, count);
     value <<= 8 * first;
 
-    if (decl->flags & UMDEV_REGISTER_DOORBELL) { /* the same whether it came as an access or as an event, without value */
+    if (decl->flags & UMDEV_REGISTER_DOORBELL) { /* the same as an access and as an event, which has no value */
         touched = slot->ones;
         value = 0;
     }

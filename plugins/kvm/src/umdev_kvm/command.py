@@ -43,7 +43,7 @@ def command(
     DEVICE is a device type, as PARENT/TYPE where several parents offer it, with attributes as in mtty-1,port0=unix:/x,
     or the UUID of a defined device; umdev list, show and trace reach it. The serial port is this terminal; Ctrl-] ends
     the machine, and so does umdev stop. The exit code is 0 when the guest powers off or writes 0 to the exit port
-    (0xF4), what it writes there otherwise, 124 when the time is over.
+    (0xF4), the low byte of what it writes there otherwise, 1 after a triple fault, 124 when the time is over.
     """
     from umdev_cli.hosted import hosted
 

@@ -182,7 +182,6 @@ class EmulateProtector:
     def __init__(self, emulator: Emulator, attachment: Attachment) -> None:
         self._emulator = emulator
         self._memory = attachment.memory
-        self._lock = threading.Lock()  # of the two below; a leaf
         self._pages: dict[int, tuple[Iova, Callable[[PageWrite], None]]] = {}  # by guest address of the page
         self._changes = threading.RLock()  # one change of slots at a time
         self._handle = ffi.new_handle(self)

@@ -86,10 +86,15 @@ class Routes:
         return route
 
     def change(self, route: Route, address: int, data: int) -> None:
-        """Send `route` elsewhere from now on. Raises: HypervisorError."""
+        """Send `route` elsewhere from now on. Raises: HypervisorError, and it leads nowhere then."""
         if (route.address, route.data) != (address, data):
             route.address, route.data = address, data
-            self._publish()
+            try:
+                self._publish()
+            except HypervisorError:
+                route.address = route.data = 0  # else no table with it would be taken any more, whatever changes
+                self._publish()
+                raise
 
     def release(self) -> None:
         """The kernel's objects are about to go, with every route in them."""

@@ -29,7 +29,8 @@ class _Image:
 
     header: bytes
     kernel: bytes
-    memory: int
+    end: int
+    """One past the last address that it needs before it looks at the memory map."""
     initrd_limit: int
     command_line_limit: int
 
@@ -44,10 +45,15 @@ class _Image:
         start = ((image[0x1F1] or 4) + 1) * 512
         if start >= len(image):
             raise InvalidArgument("the bzImage is cut short")
+        alignment, preferred, memory = (
+            struct.unpack_from(code, image, offset)[0] for code, offset in (("<I", 0x230), ("<Q", 0x258), ("<I", 0x260))
+        )
+        # A relocatable kernel moves up to its preferred address, too, before it unpacks itself (Linux be4ca6c53e66).
+        runs_at = -(-max(KERNEL, preferred) // (alignment or 1)) * (alignment or 1)
         return cls(
             header=image[_HEADER : 0x202 + image[0x201]],
             kernel=image[start:],
-            memory=struct.unpack_from("<I", image, 0x260)[0],
+            end=max(KERNEL + len(image) - start, runs_at + memory),
             initrd_limit=struct.unpack_from("<I", image, 0x22C)[0],
             command_line_limit=struct.unpack_from("<I", image, 0x238)[0],
         )
@@ -68,8 +74,8 @@ def boot_linux(machine: Machine, kernel: bytes, initrd: bytes = b"", command_lin
         raise InvalidArgument(f"the command line has {len(line)} bytes; this kernel takes {image.command_line_limit}")
     low_end = min(machine.ram.main.size, layout.RAM_LIMIT)
     initrd_at = (min(low_end, image.initrd_limit + 1) - len(initrd)) & ~0xFFF
-    if initrd_at < KERNEL + max(image.memory, len(image.kernel)):
-        needed = (KERNEL + image.memory + len(initrd) >> 20) + 64
+    if initrd_at < image.end:
+        needed = (image.end + len(initrd) >> 20) + 64
         raise InvalidArgument(f"{low_end >> 20} MiB of memory are too little for this kernel: take {needed} or more")
 
     def place() -> None:
@@ -82,6 +88,8 @@ def boot_linux(machine: Machine, kernel: bytes, initrd: bytes = b"", command_lin
         ram.write(ZERO_PAGE, _zero_page(machine, image, initrd_at if initrd else 0, len(initrd)))
         payload.write_tables(ram, "protected")
         payload.set_entry(machine.vm, 0, "protected", KERNEL, 0, second=ZERO_PAGE)
+        for index in range(1, machine.vcpus):  # they may have run another payload
+            payload.set_waiting(machine.vm, index)
 
     machine.set_loader(place)
 

@@ -55,6 +55,8 @@ class Machine:
 
     Processors are interrupted by a real-time signal, SIGRTMAX-3 or the next lower one that the program has no use for;
     leave its handler alone while a machine runs.
+
+    In a child that the process forks it can be closed; what needs its processors is a StateError there.
     """
 
     _closed = True  # until it is made
@@ -102,9 +104,8 @@ class Machine:
 
     @property
     def vm(self) -> Vm:
-        """The kernel's objects; others after a reset. Raises: StateError (closed)."""
-        if self._closed:
-            raise StateError("the machine is closed")
+        """The kernel's objects; others after a reset. Raises: StateError (closed, a forked child)."""
+        self._expect_open()
         return self._vm
 
     def plug(
@@ -179,8 +180,8 @@ class Machine:
         """
         vm = self.vm
         part = self.ram.add(size)
-        self.bridge.add_memory(part.guest, part.end)
         try:
+            self.bridge.add_memory(part.guest, part.end)
             with self.slots.batch() as batch:
                 batch.add(part.guest, part.length, part.host)
         except BaseException:
@@ -200,8 +201,10 @@ class Machine:
         "real" has data segments of 4 GiB; "protected" is flat 32-bit; "long" maps 4 GiB one to one. AX and DI hold the
         processor's number, SI `second`; each has a stack of 4 KiB. `reset` loads it again.
 
-        The accesses that the last run ended in are finished before, and ends that no run has told are forgotten. Not
-        while the machine runs or is paused.
+        The accesses that the last run ended in are finished before, and ends that no run has told are forgotten. Then
+        processors have the control, segment and table registers of a reset, but for what the mode says, and nothing on
+        its way in. Interrupt controllers, devices and memory stay as they are until `reset`. Not while the machine runs
+        or is paused.
 
         Raises: InvalidArgument, NotMapped, StateError, HypervisorError.
         """
@@ -338,6 +341,7 @@ class Machine:
 
     def send(self, data: bytes) -> int:
         """Bytes to the serial port; returns how many fitted into its queue of 4 KiB. Raises: StateError (closed)."""
+        self._expect_open()
         with self._using:
             return int(lib.umdev_kvm_serial_receive(self.vm.pointer, data, len(data)))
 
@@ -349,6 +353,7 @@ class Machine:
 
         Raises: StateError (closed).
         """
+        self._expect_open()
         with self._using:
             found = {**self.vm.exits(), **self.vm.counters()}
         return {
@@ -425,6 +430,7 @@ class Machine:
 
         Whether the caller is one: it holds a device's lock.
         """
+        self._expect_open()
         inside = any(plugged.attachment.native.held for plugged in self.bridge.functions)
         if not self._guard.acquire(blocking=not inside):
             raise StateError(f"{call}(): another thread stops or starts the machine, and may wait for this handler")
@@ -460,9 +466,20 @@ class Machine:
         if self._pauses:
             raise StateError(f"{call}() needs a machine that is not paused: resume it first")
 
+    def _expect_open(self) -> None:
+        if self._closed:
+            raise StateError("the machine is closed")
+        self._expect_own()
+
+    def _expect_own(self) -> None:
+        """A forked child has no processors to wait for, and locks that nobody lets go of."""
+        if os.getpid() != self._process:
+            raise StateError("the machine belongs to the process that forked this one: make another one here")
+
     def _expect_idle(self, call: str, *, whole: bool = True) -> None:
         if self._closed:
             raise StateError(f"{call}() needs an open machine; this one is closed")
+        self._expect_own()
         if self.running:
             raise StateError(f"{call}() needs a machine that is not running")
         if whole and not self._whole:

@@ -60,3 +60,11 @@ def set_entry(vm: Vm, index: int, mode: Mode, entry: int, argument: int, second:
         vm.vcpu(index), mode_number(mode), entry, STACKS - 0x1000 * index, argument, second, GDT, PAGE_TABLES
     )
     check(code, "KVM_SET_SREGS")
+
+
+def set_waiting(vm: Vm, index: int) -> None:
+    """Let a processor wait until another one starts it, as all but the first do after a reset.
+
+    Raises: HypervisorError.
+    """
+    check(lib.umdev_kvm_vcpu_set_waiting(vm.vcpu(index)), "KVM_SET_MP_STATE")

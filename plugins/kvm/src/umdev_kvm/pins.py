@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from umdev.errors import NotSupported, PinLimit, UmdevError
+from umdev.errors import NotSupported, PinLimit, StateError, UmdevError
 from umdev.hypervisor import PAGE_SIZE, CountedPins, page_runs, pin_error
 
 from ._fast import ffi, lib
@@ -34,7 +34,8 @@ class _Buffer:
 class LongTermPins(CountedPins):
     """Pins that fix the pages' places in memory (FOLL_LONGTERM), which mlock does not promise.
 
-    They count against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK.
+    They count against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. A child that the process forks has the ring,
+    too, and none of the pins: what it gives up stays pinned here.
     """
 
     run_max = 1 << 29  # a buffer has less than 1 GiB
@@ -42,6 +43,7 @@ class LongTermPins(CountedPins):
     def __init__(self, memory: AddressSpace, ring: Any, places: int = PLACES) -> None:
         """Takes the ring."""
         self._ring = ring
+        self._pid = os.getpid()
         self._places = places
         self._buffers: dict[int, _Buffer] = {}  # by page
         self._free: list[int] = []
@@ -54,13 +56,15 @@ class LongTermPins(CountedPins):
         return "long-term pin by io_uring's registered buffers, counted per page"
 
     def take(self, run: Run, *, writable: bool) -> None:
-        """See `CountedPins`. Raises: NotSupported (a map that may not be written to)."""
+        """See `CountedPins`. Raises: NotSupported (a map that may not be written to), StateError (a forked child)."""
         if not writable:
             raise NotSupported("io_uring pins only what may be written to, and these pages are mapped to be read")
         self._register(run)
 
     def drop(self, runs: Sequence[Run]) -> None:
         """See `CountedPins`. Of a buffer that stays in part, the rest is pinned anew before the whole is let go."""
+        if not self._own:
+            return
         gone = [page for start, end in runs for page in range(start, end, PAGE_SIZE)]
         for buffer in {self._buffers[page] for page in gone if page in self._buffers}:
             rest = [page for page in buffer.pages if self.counted(page) and self._buffers.get(page) is buffer]
@@ -84,9 +88,15 @@ class LongTermPins(CountedPins):
         if ring is not None:
             lib.umdev_kvm_pins_free(ring)  # the ring's end drops its buffers
 
+    @property
+    def _own(self) -> bool:
+        return self._pid == os.getpid()
+
     def _register(self, run: Run) -> _Buffer:
         if self._ring is None:
             raise UmdevError("the pinner is closed")
+        if not self._own:
+            raise StateError("the pins belong to the process that forked this one: attach the device anew here")
         place = self._free.pop() if self._free else self._next
         if place >= self._places:
             raise PinLimit(f"io_uring registers {self._places} buffers at most: pin larger runs of pages")

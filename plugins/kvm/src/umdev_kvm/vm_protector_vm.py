@@ -95,10 +95,14 @@ class RemoteDevice:
     ) -> None:
         """Takes `events`, borrows `control`; `patience`: see `wire.PATIENCE`.
 
-        Raises: NotSupported, ProtectorBusy, ProtectError, StateError.
+        Raises: NotSupported, ProtectorBusy, ProtectError, StateError, OSError.
         """
         self.vm = vm
-        self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            os.close(events)
+            raise
         self._remote = ffi.new("umdev_kvm_remote *")
         self._remote.events, self._remote.control, self._remote.cancel = events, control.fileno(), self._cancel
         self._remote.patience = int(patience * 1000)

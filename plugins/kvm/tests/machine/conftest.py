@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,8 +24,12 @@ from umdev.device import (
 )
 from umdev.errors import HypervisorError, NotSupported
 from umdev_kvm import Machine, OutcomeKind
+from umdev_kvm.linux import KERNEL
 from umdev_kvm.probe import why_partial
 from umdev_testkit.payloads import assemble
+
+ELSEWHERE = "(the same tests run inside a TCG guest: test_in_guest.py)"
+"""Why it is no loss that this machine skips a test."""
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -115,6 +120,18 @@ class Sample(Device):
         self.resets.append(kind.name)
 
 
+def small_kernel(source: str, *, preferred: int = 0) -> bytes:
+    """A bzImage of a few instructions, which would like to run at `preferred`, where it wants 64 KiB."""
+    header = bytearray(1024)
+    header[0x1F1], header[0x201], header[0x211] = 1, 0x66, 1
+    struct.pack_into("<4sH", header, 0x202, b"HdrS", 0x020F)
+    struct.pack_into("<I", header, 0x22C, 0x37FF_FFFF)
+    struct.pack_into("<I", header, 0x230, 0x20_0000 if preferred else 0)
+    struct.pack_into("<I", header, 0x238, 2047)
+    struct.pack_into("<QI", header, 0x258, preferred, 0x1_0000)
+    return bytes(header) + assemble(source, "protected", KERNEL)
+
+
 @functools.cache
 def why_no_kvm() -> str | None:
     """What keeps this host from making a machine."""
@@ -137,7 +154,7 @@ def why_incomplete() -> str | None:
 def make_machine(request: pytest.FixtureRequest, sample: Sample) -> Iterator[Callable[..., Machine]]:
     """`make_machine(memory=..., vcpus=...)`; closed before the sample. Skips, saying why, without KVM."""
     if why := why_no_kvm():
-        pytest.skip(f"{why} (the same tests run inside a TCG guest: test_in_guest.py)")
+        pytest.skip(f"{why} {ELSEWHERE}")
     if request.node.get_closest_marker("complete_kvm") and (why := why_incomplete()):
         pytest.skip(why)
     made: list[Machine] = []

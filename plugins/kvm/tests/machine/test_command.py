@@ -2,7 +2,6 @@
 
 import os
 import pty
-import struct
 import subprocess
 import sysconfig
 import termios
@@ -21,13 +20,14 @@ from umdev_testkit import kernels
 from umdev_testkit.payloads import assemble
 from umdev_testkit.serial_initramfs import build_serial
 
+from .conftest import small_kernel
+
 pytestmark = pytest.mark.kvm
 
 UMDEV = Path(sysconfig.get_path("scripts")) / "umdev"
 SPIN = "again: jmp again"
 REBOOT = "mov al, 0xfe\n out 0x64, al\n again: jmp again"
 IRET = "pushfd\n push 0x10\n push offset after\n iretd\nafter: exit 7"
-KERNEL = 0x10_0000
 SECONDS = 150
 """That nothing takes unless it hangs."""
 
@@ -38,14 +38,8 @@ def kernel(make_machine, tmp_path):
     make_machine(memory=1 << 20).close()  # asked for what it skips on
 
     def make(source):
-        header = bytearray(1024)
-        header[0x1F1], header[0x201], header[0x211] = 1, 0x66, 1
-        struct.pack_into("<4sH", header, 0x202, b"HdrS", 0x020F)
-        struct.pack_into("<I", header, 0x22C, 0x37FF_FFFF)
-        struct.pack_into("<I", header, 0x238, 2047)
-        struct.pack_into("<I", header, 0x260, 0x1_0000)
         path = tmp_path / "kernel"
-        path.write_bytes(header + assemble(source, "protected", KERNEL))
+        path.write_bytes(small_kernel(source))
         return path
 
     return make

@@ -1,9 +1,12 @@
 """Who ends a run, that nothing of it is lost, and what the next payload finds."""
 
+import fcntl
 import math
 import signal
+import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from umdev.bus import AttachmentState
@@ -14,6 +17,9 @@ from umdev_kvm._fast import lib
 from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
+
+SET_VCPU_EVENTS = 0x4040_AEA0
+"""linux/kvm.h: KVM_SET_VCPU_EVENTS."""
 
 
 def in_thread(work):
@@ -228,6 +234,47 @@ class Held(Device):
     bar0 = MemoryBar(0, Slow, size=0x2000, sizes=(2, 4))
     bar1 = IoBar(1, SlowPorts, size=16)
     does: State[object] = State(lambda: None, save=False)
+
+
+BEFORE = """
+    lidt [idtr]
+    mov {a}, cr4
+    or {a}, 0x200
+    mov cr4, {a}
+    exit 1
+idtr: .word 0x77
+    .quad 0x12345
+"""
+AFTER = "sidt [0x9000]\n mov {a}, cr0\n mov [0x9010], {a}\n mov {a}, cr4\n mov [0x9018], {a}\n exit 2"
+
+
+@pytest.mark.parametrize("before", ["protected", "long"])
+@pytest.mark.parametrize(
+    ("mode", "control", "control4"), [("real", 0, 0), ("protected", 1, 0), ("long", 0x8000_0001, 0x220)]
+)
+def test_a_payload_meets_no_register_of_the_one_before_it(machine, before, mode, control, control4):
+    machine.load(assemble(BEFORE.format(a="rax" if before == "long" else "eax"), before), before)
+    assert machine.run(60).value == 1
+    machine.ram.write(0x9000, bytes(32))
+    machine.load(assemble(AFTER.format(a="rax" if mode == "long" else "eax"), mode, 0x7C00), mode, address=0x7C00)
+    assert machine.run(60).value == 2
+    limit, base, cr0, cr4 = struct.unpack("<HQ6xQQ", machine.ram.read(0x9000, 32))
+    assert (limit, base) == (0xFFFF, 0)
+    assert (cr0 & 0x8000_0001, cr4) == (control, control4)
+
+
+def test_a_payload_meets_no_interrupt_of_the_one_before_it(machine):
+    """One that was about to be delivered as the run ended."""
+    machine.load(assemble("exit 1"))
+    assert machine.run(60).value == 1
+    descriptors = list(Path("/proc/self/fd").iterdir())  # one of them was the list's own
+    (vcpu,) = [entry for entry in descriptors if entry.exists() and "kvm-vcpu:0" in str(entry.readlink())]
+    injected = bytearray(64)  # linux/kvm.h: struct kvm_vcpu_events
+    injected[8:10] = 1, 0x50  # interrupt.injected, interrupt.nr
+    fcntl.ioctl(int(vcpu.name), SET_VCPU_EVENTS, bytes(injected))
+    machine.load(assemble("exit 2"))
+    outcome = machine.run(60)
+    assert (outcome.kind, outcome.value) == (OutcomeKind.EXIT, 2), str(outcome)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from umdev.bus import HostBridge
 from umdev.device import Block, Device, MemoryBar, PciId, Window
-from umdev.errors import InvalidArgument
+from umdev.errors import HypervisorError, InvalidArgument
 from umdev_kvm import Machine, OutcomeKind, Posted
+from umdev_kvm.vm import failure
 from umdev_testkit.payloads import assemble
 
 pytestmark = pytest.mark.kvm
@@ -115,6 +116,36 @@ def test_more_messages_than_the_kernel_has_routes_end_no_machine(run, plugged, s
     assert sample.native.read(3, table + 2 * 16 + 8, 4) == b"\x52\0\0\0", "the table has it all the same"
 
 
+def test_a_message_that_the_kernel_refuses_keeps_no_other_one_back(plugged, sample, monkeypatch):
+    table = sample.config["msix.table"] & ~7
+    vm, routes = plugged.vm, plugged.bridge._routes._routes
+
+    def write(vector, word, value):
+        plugged.bridge.write_vector(1, 3, table + 16 * vector + 4 * word, value.to_bytes(4, "little"))
+
+    for vector in (0, 1):
+        for word, value in ((0, 0xFEE00000), (1, 0), (2, 0x40 + vector), (3, 0)):
+            write(vector, word, value)
+    publish, published = vm.set_messages, []
+
+    def refuse(messages):
+        if any(data == 0x66 for _, data, _ in messages):
+            raise failure("KVM_SET_GSI_ROUTING", -errno.EINVAL)
+        publish(messages)
+        published[:] = [data for _, data, _ in messages]
+
+    monkeypatch.setattr(vm, "set_messages", refuse)
+    write(0, 2, 0x66)
+    assert plugged.counters["refusals"] == 1
+    assert published == [0x41], "it leads nowhere"
+    write(1, 2, 0x51)
+    assert published == [0x51]
+    write(0, 2, 0x50)
+    assert sorted(published) == [0x50, 0x51]
+    assert plugged.counters["refusals"] == 1
+    assert len(routes) == 2
+
+
 def test_a_device_that_can_not_be_plugged_leaves_nothing(machine, sample, monkeypatch):
     made = []
 
@@ -164,6 +195,18 @@ def test_memory_that_can_not_be_added_leaves_nothing(make_machine, monkeypatch):
     with pytest.raises(Exception, match="memory slots"):
         machine.add_memory(1 << 20)
     monkeypatch.undo()
+    assert [part.guest for part in machine.ram.parts if part.guest >= 1 << 32] == []
+    settle, told = machine.bridge.settle, []
+
+    def fail_once():
+        told.append(True)
+        if len(told) == 1:
+            raise failure("KVM_SET_USER_MEMORY_REGION", -errno.ENOMEM)
+        settle()
+
+    monkeypatch.setattr(machine.bridge, "settle", fail_once)
+    with pytest.raises(HypervisorError, match="no memory for its page tables"):
+        machine.add_memory(1 << 20)
     assert [part.guest for part in machine.ram.parts if part.guest >= 1 << 32] == []
     assert machine.add_memory(1 << 20) == 1 << 32
 

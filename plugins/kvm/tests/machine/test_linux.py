@@ -16,8 +16,11 @@ from umdev_edu import Edu
 from umdev_kvm import OutcomeKind, boot_linux, layout, mptable
 from umdev_mtty import Mtty1
 from umdev_testkit import kernels
+from umdev_testkit.payloads import assemble
 from umdev_testkit.programs import static_program
 from umdev_testkit.serial_initramfs import build_serial
+
+from .conftest import small_kernel
 
 pytestmark = pytest.mark.kvm
 
@@ -132,3 +135,29 @@ def test_what_is_no_kernel(machine):
         boot_linux(machine, kernels.kernel("cloud").image.read_bytes())
     with pytest.raises(InvalidArgument, match="command line"):
         boot_linux(machine, kernels.kernel("cloud").image.read_bytes(), command_line="x" * 5000)
+
+
+def test_where_a_kernel_unpacks_itself_there_is_no_initramfs(make_machine):
+    """It moves up to the address that it prefers."""
+    machine = make_machine(memory=16 << 20)
+    image = small_kernel("exit 5", preferred=16 << 20)
+    with pytest.raises(InvalidArgument, match="16 MiB of memory are too little for this kernel: take 80 or more"):
+        boot_linux(machine, image, bytes(4096))
+    with make_machine(memory=(16 << 20) + 0x1_1000) as enough:
+        boot_linux(enough, image, bytes(4096))
+        assert enough.run(60).value == 5
+
+
+def test_processors_of_an_old_payload_wait_for_the_kernel(make_machine):
+    machine = make_machine(memory=4 << 20, vcpus=2)
+    machine.load(
+        assemble(
+            "lock inc dword ptr [0x9000]\n test edi, edi\n jnz other\n"
+            "wait: cmp dword ptr [0x9000], 2\n jne wait\n exit 1\n"
+            "other: cmp dword ptr [0x9004], 0\n je other\n exit 9"
+        )
+    )
+    assert machine.run(60).value == 1
+    boot_linux(machine, small_kernel("mov dword ptr [0x9004], 1\n mov ecx, 100000\nspin: loop spin\n exit 7"))
+    assert machine.run(60).value == 7
+    assert machine.run(0).kind is OutcomeKind.TIME_LIMIT, "no other end is left"

@@ -5,6 +5,8 @@ import ctypes
 import errno
 import os
 import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from umdev.hypervisor import PAGE_SIZE, AddressSpace, GuestMemory
 from umdev_kvm import Machine, payload
 from umdev_kvm.pins import LongTermPins, new_ring
 from umdev_testkit.payloads import assemble
+
+from .conftest import ELSEWHERE
 
 pytestmark = pytest.mark.kvm
 
@@ -94,7 +98,7 @@ def pinned_kib():
 def test_long_term_pins(attachment):
     pinner = attachment.services.pinner()
     if "io_uring" not in pinner.mechanism:
-        pytest.skip(f"this kernel has no io_uring for us: {pinner.mechanism}")
+        pytest.skip(f"this kernel has no io_uring for us: {pinner.mechanism} {ELSEWHERE}")
     translator = attachment.services.translator()
     host = translator.translate(0x10_0000, 0x4000, Protection.READ | Protection.WRITE, 0)
     before = pinned_kib()
@@ -115,7 +119,7 @@ def few_pins():
     """Pins with room for two buffers, and the address of 16 pages."""
     ring, code = new_ring(2)
     if ring is None:
-        pytest.skip(f"this kernel has no io_uring for us: errno {code}")
+        pytest.skip(f"this kernel has no io_uring for us: errno {code} {ELSEWHERE}")
     space = AddressSpace()
     with GuestMemory(16 * PAGE_SIZE) as guest:
         space.map(0, 8 * PAGE_SIZE, descriptor=guest.descriptor)
@@ -141,6 +145,45 @@ def test_a_buffer_that_can_not_be_divided_stays_until_nobody_wants_a_page_of_it(
     assert pinned_kib() == before + 16, "now one buffer is enough"
     pins.unpin(host + 4 * PAGE_SIZE, 4)
     assert pinned_kib() == before
+
+
+FORKS = """
+import os, signal, warnings
+from umdev.errors import StateError
+from umdev.hypervisor import PAGE_SIZE, AddressSpace, GuestMemory
+from umdev_kvm.pins import LongTermPins, new_ring
+
+def pinned_kib():
+    with open("/proc/self/status") as status:
+        return int(status.read().split("VmPin:")[1].split()[0])
+
+warnings.simplefilter("ignore", DeprecationWarning)  # there may be threads
+space, guest = AddressSpace(), GuestMemory(8 * PAGE_SIZE)
+space.map(0, 8 * PAGE_SIZE, descriptor=guest.descriptor)
+host = space.translate(0, PAGE_SIZE)
+pins = LongTermPins(space, new_ring(8)[0], 8)
+pins.pin(host, 4)
+print(pinned_kib(), flush=True)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    pins.unpin(host, 1)
+    try:
+        pins.pin(host + 4 * PAGE_SIZE, 1)
+    except StateError as error:
+        print(error, flush=True)
+    pins.close()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pinned_kib(), pins.pages, flush=True)
+pins.unpin(host, 4)
+print(pinned_kib())
+"""
+
+
+def test_what_a_forked_child_gives_up_stays_pinned(few_pins):
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120, check=False)
+    refused = "the pins belong to the process that forked this one: attach the device anew here"
+    assert done.stdout.splitlines() == ["16", refused, "7 16 4", "0"], done.stderr
 
 
 def test_a_map_that_is_to_be_read_only_takes_no_long_term_pin(few_pins):

@@ -9,7 +9,7 @@ from umdev.errors import NotSupported, StateError
 from umdev_kvm import Posted
 from umdev_testkit.payloads import assemble
 
-from .conftest import until
+from .conftest import ELSEWHERE, until
 
 pytestmark = pytest.mark.kvm
 
@@ -188,7 +188,7 @@ def test_a_handler_pauses_while_a_store_waits_for_it_or_is_refused(acting, monke
     try:
         device.memory.protect(ProtectMode.TRAP, [Iova(0x20_0000)], lambda _: None)
     except NotSupported as error:
-        pytest.skip(f"{error}")
+        pytest.skip(f"{error} {ELSEWHERE}")
     said = []
 
     def pause():

@@ -15,6 +15,8 @@ from umdev_kvm import OutcomeKind
 from umdev_kvm.emulate import RUNS_MAX
 from umdev_testkit.payloads import assemble
 
+from .conftest import ELSEWHERE
+
 pytestmark = pytest.mark.kvm
 
 PAGE = 4096
@@ -120,7 +122,7 @@ def storm(watcher, make_machine):  # in this order: the machine ends first
     try:
         os.close(open_userfault().descriptor)
     except NotSupported as error:
-        pytest.skip(str(error))
+        pytest.skip(f"{error} {ELSEWHERE}")
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
     for page in ALL:
@@ -372,17 +374,18 @@ def test_more_isolated_pages_than_slots_is_a_named_error(watcher, make_machine):
     assert len(machine.slots.slots) == slots
 
 
-def test_trap_tells_before_the_store_lands(storm, watcher):
+def test_trap_tells_before_the_store_lands_and_of_no_neighbour(storm, watcher):
+    odd = ALL[1:128:2]
     with watcher.locked():
-        watcher.trap(ALL[:64])
-    storm(64, 3000)
+        watcher.trap(odd)
+    storm(128, 3000)
     with watcher.locked():
         assert watcher.faults["events"] >= 64
         assert watcher.faults["early"] == watcher.faults["unexpected"] == 0
         for page, content in watcher.armed.items():
             assert watcher.memory.read(page, PAGE) == content
-    check_log(storm.machine, 64)
-    watcher.memory.unprotect(ProtectMode.TRAP, ALL[:64])
+    check_log(storm.machine, 128)
+    watcher.memory.unprotect(ProtectMode.TRAP, odd)
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -1,7 +1,8 @@
 /* python: handlers of registers.
  *
- * One call of the interpreter for an access, with nothing around it: after a guest's exit, or a switch from the client's
- * process, neither the interpreter's code nor its data is in the nearest caches, so what counts is how much is touched.
+ * One call of the interpreter for an access, with nothing around it: after a guest's exit, or a switch from the
+ * client's process, neither the interpreter's code nor its data is in the nearest caches, so what counts is how much is
+ * touched.
  */
 #include "python_internal.h"
 

@@ -1,4 +1,5 @@
-/* python: what its C files share. The only ones that know CPython: tests without an interpreter leave this folder out. */
+/* python: what its C files share. The only ones that know CPython: tests without an interpreter leave this folder
+ * out. */
 #ifndef UMDEV_PYTHON_INTERNAL_H
 #define UMDEV_PYTHON_INTERNAL_H
 

@@ -40,7 +40,8 @@ PyObject *umdev_python_dma_read(PyObject *module, PyObject *const *arguments, Py
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, length);
     if (!bytes)
         return NULL;
-    if (umdev_memory_copy(range.memory, (uint32_t)range.space, range.iova, PyBytes_AsString(bytes), (uint64_t)length, 0))
+    if (umdev_memory_copy(range.memory, (uint32_t)range.space, range.iova, PyBytes_AsString(bytes), (uint64_t)length,
+                          0))
         return bytes;
     Py_DECREF(bytes);
     Py_RETURN_NONE;

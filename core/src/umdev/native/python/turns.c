@@ -1,8 +1,8 @@
 /* python: whose turn the interpreter is, between a model's thread that computes and handlers of accesses.
  *
- * A thread that lets the GIL go for the length of a short call and takes it again is there first nearly every time:
- * who waits has to be woken, and finds it taken. Nor does it ever ask for the GIL, which CPython does when a wait of a switch
- * interval has brought no signal: each of those calls is a signal. So the thread that computes asks.
+ * A thread that lets the GIL go for the length of a short call and takes it again is there first nearly every time: who
+ * waits has to be woken, and finds it taken. Nor does it ever ask for the GIL, which CPython does when a wait of a
+ * switch interval has brought no signal: each of those calls is a signal. So the thread that computes asks.
  */
 #include "python_internal.h"
 

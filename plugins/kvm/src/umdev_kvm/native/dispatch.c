@@ -148,7 +148,7 @@ static __attribute__((noinline)) bool find(umdev_kvm *machine, umdev_kvm_vcpu *v
 }
 
 static inline int to_device(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, const umdev_kvm_range *range, uint64_t offset,
-                     uint8_t *bytes, uint32_t length, bool write, umdev_kvm_event *event)
+                            uint8_t *bytes, uint32_t length, bool write, umdev_kvm_event *event)
 {
     if (write && range->table_length && offset < range->table_offset + range->table_length &&
         range->table_offset < offset + length) {
@@ -161,8 +161,7 @@ static inline int to_device(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, const umde
         return UMDEV_KVM_VECTOR;
     }
     uint32_t flags = write ? UMDEV_WRITE | (range->io ? 0u : (uint32_t)UMDEV_POSTED) : 0;
-    int result = machine->access(range->device, range->region, offset, bytes, length, flags,
-                                      vcpu ? vcpu->index : 0, 0);
+    int result = machine->access(range->device, range->region, offset, bytes, length, flags, vcpu ? vcpu->index : 0, 0);
     if (result < 0 && !write)
         memset(bytes, 0xFF, length);
     return 0;
@@ -217,13 +216,14 @@ static __attribute__((noinline)) int dispatch(umdev_kvm *machine, umdev_kvm_vcpu
     }
 }
 
-__attribute__((hot)) int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint8_t *bytes,
-                       uint32_t length, bool write, umdev_kvm_event *event)
+__attribute__((hot)) int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address,
+                                            uint8_t *bytes, uint32_t length, bool write, umdev_kvm_event *event)
 {
     /* The memory range that was found last is the one that is wanted, mostly. */
     if (vcpu && !io && vcpu->last_generation == atomic_load(&machine->generation) &&
         target_holds(&vcpu->last, address, length) && vcpu->last.kind == TARGET_DEVICE)
-        return to_device(machine, vcpu, &vcpu->last.range, address - vcpu->last.range.start, bytes, length, write, event);
+        return to_device(machine, vcpu, &vcpu->last.range, address - vcpu->last.range.start, bytes, length, write,
+                         event);
     return dispatch(machine, vcpu, io, address, bytes, length, write, event);
 }
 

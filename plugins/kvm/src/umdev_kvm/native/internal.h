@@ -104,9 +104,11 @@ struct umdev_kvm_vcpu {
     struct umdev_kvm_target last; /* the memory range found last */
     int signal;    /* that kicks its thread */
     sigset_t mask; /* of the thread before it took the processor */
+    struct kvm_sregs made; /* what it was made with */
 };
 
-/* What every exit looks at stands first: after an exit nothing is in the caches, and each page that is touched costs. */
+/* What every exit looks at stands first: after an exit nothing is in the caches, and each page that is touched
+ * costs. */
 struct umdev_kvm {
     const umdev_api *api;
     int (*access)(umdev_device *device, uint32_t region, uint64_t offset, void *bytes, uint32_t length, uint32_t flags,
@@ -160,7 +162,8 @@ static inline void umdev_kvm_count(_Atomic uint64_t *counter)
 /* dispatch.c */
 int umdev_kvm_table_init(umdev_kvm *machine);
 void umdev_kvm_table_free(umdev_kvm *machine);
-/* One access; 0, or an event kind that Python must see (filled in but for its length of life). `vcpu` NULL: the host. */
+/* One access; 0, or an event kind that Python must see (filled in but for its length of life). `vcpu` NULL: the
+ * host. */
 int umdev_kvm_dispatch(umdev_kvm *machine, umdev_kvm_vcpu *vcpu, bool io, uint64_t address, uint8_t *bytes,
                        uint32_t length, bool write, umdev_kvm_event *event);
 /* config.c */

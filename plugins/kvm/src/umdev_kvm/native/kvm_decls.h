@@ -70,8 +70,8 @@ typedef struct umdev_kvm_message {
  * serial port sends, at most `room` bytes; -1: nothing does. On failure *failed names the kernel's call. */
 umdev_kvm *umdev_kvm_new(const umdev_api *api, int console, uint64_t room, int *error, const char **failed);
 void umdev_kvm_free(umdev_kvm *machine);
-/* Instead of it in a forked child, where neither the threads are nor who held the locks: what keeps the kernel's objects
- * alive goes, and the rest stays until the child ends. */
+/* Instead of it in a forked child, where neither the threads are nor who held the locks: what keeps the kernel's
+ * objects alive goes, and the rest stays until the child ends. */
 void umdev_kvm_abandon(umdev_kvm *machine);
 int umdev_kvm_extension(const umdev_kvm *machine, uint32_t capability); /* KVM_CHECK_EXTENSION; negative: errno */
 int umdev_kvm_descriptor(const umdev_kvm *machine);                     /* the VM's, borrowed */
@@ -95,7 +95,8 @@ int umdev_kvm_set_messages(umdev_kvm *machine, const umdev_kvm_message *messages
 int umdev_kvm_set_line(umdev_kvm *machine, uint32_t gsi, int level);
 
 /* A doorbell: a store at `address` signals, with no exit; a thread of the device's own then writes `length` bytes of
- * `value` to it, after all stores that were posted before. At most 32 devices, then -ENOSPC. any: whatever is stored matches, and `value` stands for it. */
+ * `value` to it, after all stores that were posted before. At most 32 devices, then -ENOSPC. any: whatever is stored
+ * matches, and `value` stands for it. */
 int umdev_kvm_add_doorbell(umdev_kvm *machine, uint32_t id, int io, uint64_t address, uint32_t length, uint64_t value,
                            int any, umdev_device *device, uint32_t region, uint64_t offset);
 int umdev_kvm_remove_doorbell(umdev_kvm *machine, uint32_t id);
@@ -113,12 +114,16 @@ uint32_t umdev_kvm_serial_receive(umdev_kvm *machine, const void *bytes, uint32_
 umdev_kvm_vcpu *umdev_kvm_vcpu_new(umdev_kvm *machine, int *error, const char **failed);
 int umdev_kvm_vcpu_run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret); /* by one thread; returns the kind */
 /* Finish the access that the last run ended in, with no further instruction: UMDEV_KVM_STOPPED when nothing is left of
- * it, else an event as from a run, and to be called again. Not while it runs; waits while a stop holds the processors. */
+ * it, else an event as from a run, and to be called again. Not while it runs; waits while a stop holds the
+ * processors. */
 int umdev_kvm_vcpu_finish(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret);
 void umdev_kvm_vcpu_read_exits(const umdev_kvm_vcpu *vcpu, umdev_kvm_exits *ret);
-/* State at the first instruction, of a processor whose accesses are finished; mode 0 real, 1 protected, 2 long. Tables are written by the caller. */
+/* State at the first instruction, of a processor whose accesses are finished: as it was made, but for what the mode
+ * says (0 real, 1 protected, 2 long), and for its interrupt controller. Tables are written by the caller. */
 int umdev_kvm_vcpu_set_entry(umdev_kvm_vcpu *vcpu, int mode, uint64_t entry, uint64_t stack, uint64_t argument,
                              uint64_t second, uint64_t gdt, uint64_t page_table);
+/* It runs when another one starts it (INIT, then SIPI). */
+int umdev_kvm_vcpu_set_waiting(umdev_kvm_vcpu *vcpu);
 /* rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags, then cr0 cr2 cr3 cr4 efer and the base of cs. */
 int umdev_kvm_vcpu_read_registers(umdev_kvm_vcpu *vcpu, uint64_t registers[24]);
 /* Fault second-level entries in ahead of use; needs the processor out of the guest. -ENOTTY where the kernel can't. */
@@ -133,8 +138,8 @@ int umdev_kvm_stop_within(umdev_kvm *machine, uint32_t seconds);
 void umdev_kvm_resume(umdev_kvm *machine);
 /* Make every run return UMDEV_KVM_STOPPED, now and until `begin`; processors that wait at the door included. */
 void umdev_kvm_end(umdev_kvm *machine);
-/* Processors are interrupted by a real-time signal whose disposition was the default, for the whole process: SIGRTMAX-3,
- * or else the next one below. -EBUSY: there is none. */
+/* Processors are interrupted by a real-time signal whose disposition was the default, for the whole process:
+ * SIGRTMAX-3, or else the next one below. -EBUSY: there is none. */
 int umdev_kvm_begin(umdev_kvm *machine);
 
 /* A long-term pin that no hardware asked for: io_uring's registered buffers. */

@@ -115,7 +115,7 @@ static void transmit(umdev_kvm *machine, uint8_t byte)
         ssize_t written = write(serial->console, &byte, 1);
         if (written == 1)
             serial->room--;
-        if (written < 0 && (errno == EINTR || errno == EAGAIN)) { /* another writer was faster, or a line end takes two */
+        if (written < 0 && (errno == EINTR || errno == EAGAIN)) { /* others were faster, or a line end takes two */
             usleep(1000);
             continue;
         }

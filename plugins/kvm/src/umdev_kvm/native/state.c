@@ -32,12 +32,21 @@ static void set_segments(struct kvm_sregs *sregs, int mode)
     }
 }
 
+static int set_state(umdev_kvm_vcpu *vcpu, const struct kvm_sregs *sregs, const struct kvm_regs *regs,
+                     uint32_t activity)
+{
+    /* An interrupt or exception that was on its way in would come before the first instruction. */
+    struct kvm_vcpu_events none = {.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW};
+    struct kvm_mp_state state = {.mp_state = activity};
+    bool done = ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &none) >= 0 && ioctl(vcpu->fd, KVM_SET_SREGS, sregs) >= 0 &&
+                ioctl(vcpu->fd, KVM_SET_REGS, regs) >= 0 && ioctl(vcpu->fd, KVM_SET_MP_STATE, &state) >= 0;
+    return done ? 0 : -errno;
+}
+
 int umdev_kvm_vcpu_set_entry(umdev_kvm_vcpu *vcpu, int mode, uint64_t entry, uint64_t stack, uint64_t argument,
                              uint64_t second, uint64_t gdt, uint64_t page_table)
 {
-    struct kvm_sregs sregs;
-    if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs) < 0)
-        return -errno;
+    struct kvm_sregs sregs = vcpu->made; /* what the last payload has set is nothing to this one */
     set_segments(&sregs, mode);
     if (mode != REAL) {
         sregs.gdt.base = gdt;
@@ -50,14 +59,14 @@ int umdev_kvm_vcpu_set_entry(umdev_kvm_vcpu *vcpu, int mode, uint64_t entry, uin
         sregs.cr0 |= 1u << 31;          /* PG */
         sregs.efer |= 1u << 8 | 1u << 10; /* LME, LMA */
     }
-    if (ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) < 0)
-        return -errno;
     struct kvm_regs regs = {
         .rip = entry, .rsp = stack, .rax = argument, .rdi = argument, .rsi = second, .rflags = 2};
-    if (ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0)
-        return -errno;
-    struct kvm_mp_state state = {.mp_state = KVM_MP_STATE_RUNNABLE};
-    return ioctl(vcpu->fd, KVM_SET_MP_STATE, &state) < 0 ? -errno : 0;
+    return set_state(vcpu, &sregs, &regs, KVM_MP_STATE_RUNNABLE);
+}
+
+int umdev_kvm_vcpu_set_waiting(umdev_kvm_vcpu *vcpu)
+{
+    return set_state(vcpu, &vcpu->made, &(struct kvm_regs){.rflags = 2}, KVM_MP_STATE_UNINITIALIZED);
 }
 
 int umdev_kvm_vcpu_read_registers(umdev_kvm_vcpu *vcpu, uint64_t registers[24])

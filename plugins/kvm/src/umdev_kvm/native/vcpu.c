@@ -72,6 +72,10 @@ umdev_kvm_vcpu *umdev_kvm_vcpu_new(umdev_kvm *machine, int *error, const char **
     } else {
         *failed = "KVM_SET_CPUID2";
         *error = set_cpuid(vcpu);
+        if (!*error && ioctl(vcpu->fd, KVM_GET_SREGS, &vcpu->made) < 0) {
+            *failed = "KVM_GET_SREGS";
+            *error = -errno;
+        }
     }
     if (*error) {
         umdev_kvm_vcpu_free(vcpu);
@@ -164,7 +168,8 @@ static inline __attribute__((always_inline)) int handle(umdev_kvm_vcpu *vcpu, um
                      run->system_event.type, 0);
     case KVM_EXIT_INTERNAL_ERROR:
         count_exit(vcpu, OTHER);
-        return fatal(event, UMDEV_KVM_INTERNAL, run->internal.suberror, run->internal.ndata ? run->internal.data[0] : 0);
+        return fatal(event, UMDEV_KVM_INTERNAL, run->internal.suberror,
+                     run->internal.ndata ? run->internal.data[0] : 0);
     case KVM_EXIT_FAIL_ENTRY:
         count_exit(vcpu, OTHER);
         return fatal(event, UMDEV_KVM_ENTRY_FAILED, 0, run->fail_entry.hardware_entry_failure_reason);
@@ -179,8 +184,8 @@ static inline bool gate_enter(umdev_kvm_vcpu *vcpu)
 {
     umdev_kvm *machine = vcpu->machine;
     for (;;) {
-        /* Cleared before the reasons for kicks are looked at, which the next store sees to: who sets one after that sets
-         * the flag again. */
+        /* Cleared before the reasons for kicks are looked at, which the next store sees to: who sets one after that
+         * sets the flag again. */
         __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
         atomic_store(&vcpu->in_guest, true);
         if (UMDEV_KVM_LIKELY(!atomic_load(&machine->ending) && !atomic_load(&machine->gate)))
@@ -250,7 +255,8 @@ int umdev_kvm_vcpu_prefault(umdev_kvm_vcpu *vcpu, uint64_t guest, uint64_t lengt
     struct {
         uint64_t gpa, size, flags, padding[5];
     } range = {.gpa = guest, .size = length};
-    /* One call does a part, and says what is left. A race with a change of the map is to be tried again, not for ever. */
+    /* One call does a part, and says what is left. A race with a change of the map is to be tried again, not for
+     * ever. */
     unsigned races = 0;
     do
         if (ioctl(vcpu->fd, _IOWR(KVMIO, 0xd5, range), &range) == 0)

@@ -33,8 +33,8 @@ int umdev_bench_search(const umdev_bench_map *maps, uint32_t maps_count, const u
 int umdev_bench_lookup(const umdev_api *api, umdev_memory *memory, const uint64_t *addresses, uint32_t addresses_count,
                        uint32_t batch, uint32_t count, uint64_t *times);
 
-/* Set `length` bytes, and copy them to where they do not overlap; a batch is one of these. Times are of the thread's own
- * clock, CLOCK_THREAD_CPUTIME_ID. */
+/* Set `length` bytes, and copy them to where they do not overlap; a batch is one of these. Times are of the thread's
+ * own clock, CLOCK_THREAD_CPUTIME_ID. */
 int umdev_bench_fill_bytes(uint8_t *to, int byte, uint64_t length, uint32_t count, uint64_t *times);
 int umdev_bench_copy_bytes(uint8_t *to, const uint8_t *from, uint64_t length, uint32_t count, uint64_t *times);
 

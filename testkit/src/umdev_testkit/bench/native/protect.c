@@ -96,7 +96,8 @@ static int start(umdev_bench_guard *guard, bool asynchronous)
     guard->userfault = open_userfault();
     if (guard->userfault < 0)
         return -errno;
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
+    struct uffdio_api api = {.api = UFFD_API,
+                             .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
     if (asynchronous)
         api.features |= UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED;
     struct uffdio_register all = {.range = {(uintptr_t)guard->memory, length}, .mode = UFFDIO_REGISTER_MODE_WP};

@@ -1,7 +1,7 @@
 /* preload: lends the VMM's address space to the VM's protector.
  *
- * Loaded into a VMM by LD_PRELOAD. Before the VMM's main() it opens two userfaultfds, which belong to this address space
- * whoever holds them, and gives them to the protector that UMDEV_PROTECTOR names (a unix socket). It keeps the
+ * Loaded into a VMM by LD_PRELOAD. Before the VMM's main() it opens two userfaultfds, which belong to this address
+ * space whoever holds them, and gives them to the protector that UMDEV_PROTECTOR names (a unix socket). It keeps the
  * connection, so that the protector sees the VMM end, and nothing else: with a copy of a userfaultfd kept here, a
  * protector's death would not wake blocked vCPUs. Without the variable or the protector nothing happens.
  *
@@ -146,7 +146,8 @@ static long open_userfault(int inherited, uint32_t *how)
         if (userfault >= 0)
             return userfault;
     }
-    /* Never one for user code alone: KVM's stores, and the VMM's reads into guest memory, would fail instead of wait. */
+    /* Never one for user code alone: KVM's stores, and the VMM's reads into guest memory, would fail instead of
+     * wait. */
     *how = BY_SYSCALL;
     return call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0);
 }
@@ -170,7 +171,8 @@ static long connect_to(const struct settings *settings)
     struct timeval limit = {.tv_sec = WAIT_SECONDS};
     call(SYS_setsockopt, link, SOL_SOCKET, SO_SNDTIMEO, (long)&limit, sizeof(limit));
     call(SYS_setsockopt, link, SOL_SOCKET, SO_RCVTIMEO, (long)&limit, sizeof(limit));
-    long result = call(SYS_connect, link, (long)&address, (long)(offsetof(struct sockaddr_un, sun_path) + length + 1), 0, 0);
+    size_t address_length = offsetof(struct sockaddr_un, sun_path) + length + 1;
+    long result = call(SYS_connect, link, (long)&address, (long)address_length, 0, 0);
     if (result < 0) {
         call(SYS_close, link, 0, 0, 0, 0);
         return result;
