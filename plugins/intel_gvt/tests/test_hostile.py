@@ -66,6 +66,12 @@ class TestRegisters:
         attacker.mmio.write32(PVINFO + 0x818, 4)
         assert vgpu.page_tables.refused >= 5000 - 4096
 
+    def test_what_is_refused_has_names_that_a_guest_does_not_choose(self, attack):
+        attacker, vgpu = attack
+        for message in (*range(100), ALL_ONES):
+            attacker.mmio.write32(PVINFO + 0x818, message)
+        assert sorted(vgpu.refused) == ["a notification that is none", *(f"notification {n}" for n in (2, 3, 6, 7))]
+
     def test_a_driver_that_has_not_read_the_page_submits_nothing(self, pair):
         attacker, vgpu, _, _ = pair
         with vgpu.locked():

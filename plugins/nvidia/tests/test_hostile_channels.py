@@ -128,12 +128,14 @@ class TestChannels:
     def test_turns_of_a_channel_that_is_bound_anew_do_not_pile_up(self, attack):
         attacker, vgpu = attack
         channel = attacker.channel(1)
-        queue = vgpu.registers.fifo.channels.known[1].queue
+        known = vgpu.registers.fifo.channels.known[1]
+        queue = known.queue
         vgpu.client.pause()  # as a frame rate or other vGPUs' slots do
         for _ in range(100):
             attacker.mmio.write32(CHANNELS + 8, 1 << 31 | channel.instance >> 12)
             attacker.mmio.write32(CHANNELS + 8 + 4, 1 << 10)
         assert queue.waiting <= 1
+        assert known._execution is None, "what it says is read in its own turn, not in the driver's access"
         vgpu.client.resume()
         attacker.wait_until(lambda: not queue.waiting, "the end of its turn")
         attacker.fence_comes()

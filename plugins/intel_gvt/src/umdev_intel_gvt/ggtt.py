@@ -19,7 +19,7 @@ from .registers import GGTT_OFFSET, GGTT_SIZE
 if TYPE_CHECKING:
     from umdev.device import Device
 
-    from .partition import Range, Slice
+    from .partition import Slice
 
 ENTRY_BYTES = 8
 PRESENT = 1
@@ -33,7 +33,6 @@ class GlobalTable:
 
     def __init__(self, slice_: Slice) -> None:
         """Costs memory only for entries that were written."""
-        self.slice = slice_
         self.entries = mmap.mmap(-1, GGTT_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._buffer = ffi.from_buffer(self.entries)
         self._native: Any = ffi.new("gvt_ggtt *")
@@ -50,26 +49,7 @@ class GlobalTable:
         """Every entry is absent again, and its memory given back."""
         self.entries.madvise(mmap.MADV_DONTNEED)
 
-    def save(self) -> dict[str, bytes]:
-        """The entries of both slices, without the zeros at the end."""
-        return {name: self._part(range_).rstrip(b"\0") for name, range_ in self._parts()}
-
-    def restore(self, saved: dict[str, bytes]) -> None:
-        """Become what `save` returned."""
-        self.clear()
-        for name, range_ in self._parts():
-            first = range_.base // PAGE_SIZE * ENTRY_BYTES
-            content = saved[name][: range_.size // PAGE_SIZE * ENTRY_BYTES]
-            self.entries[first : first + len(content)] = content
-
     @property
     def counters(self) -> dict[str, int]:
         """Entries written and writes refused since the device was made."""
         return {"updates": self._native.updates, "refused": self._native.refused}
-
-    def _parts(self) -> tuple[tuple[str, Range], ...]:
-        return (("aperture", self.slice.aperture), ("hidden", self.slice.hidden))
-
-    def _part(self, range_: Range) -> bytes:
-        first, end = (place // PAGE_SIZE * ENTRY_BYTES for place in (range_.base, range_.end))
-        return self.entries[first:end]

@@ -33,6 +33,9 @@ class Notification(enum.IntEnum):
     CONTEXT_DESTROY = 7
 
 
+NOTIFICATIONS = frozenset(Notification)
+
+
 class PvInfo(Block["Vgpu"]):
     """The page, at 0x78000 of BAR 0. What the driver has no business to write is read-only."""
 
@@ -81,5 +84,7 @@ class PvInfo(Block["Vgpu"]):
                 self.device.page_tables.destroy(root)
                 if self.device.shadows is not None:
                     self.device.shadows.forget(root)
-            case _:
+            case _ if value in NOTIFICATIONS:
                 self.device.refuse(f"notification {value}")
+            case _:
+                self.device.refuse("a notification that is none")

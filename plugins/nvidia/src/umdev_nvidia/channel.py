@@ -69,7 +69,7 @@ class Channel:
 
     def kick(self) -> None:
         """There may be something to do."""
-        if not self.runnable or not (self._execution or self._load()):
+        if not self.runnable:
             return
         if self._queued:
             self.queue.wake()
@@ -127,34 +127,37 @@ class Channel:
         if self._execution is not None:
             self._execution.space.invalidate()
 
-    def _load(self) -> bool:
-        """Read the instance block; False: it makes no sense, which is counted."""
+    def _load(self) -> Execution | None:
+        """Read the instance block; None: it makes no sense, which is counted."""
         assert self.instance is not None
         local = self.vgpu.local
         user, ring = local.read(self.instance + _USERD, 8), local.read(self.instance + _RING, 8)
         tables = tables_of(local, self.instance)
         if isinstance(user, Fault) or isinstance(ring, Fault) or isinstance(tables, Fault):
             self.vgpu.refuse("an instance block beyond video memory")
-            return False
+            return None
         user_low, user_high = _PAIR.unpack(user)
         ring_low, ring_high = _PAIR.unpack(ring)
         if user_low & 3:
             self.vgpu.refuse("a channel's user page outside of video memory")
-            return False
+            return None
         user_page = UserPage(local, (user_high & 0xFF) << 32 | user_low & ~0x1FF)
         space = address_space(self.vgpu.port, tables)
         address = (ring_high & 0xFF) << 32 | ring_low & ~7
         self._execution = Execution(self, space, Pusher(space, address, 1 << (ring_high >> 16 & 0x1F)), user_page)
         self.vgpu.vram.listen(self.number, user_page.address + PUT)
-        return True
+        return self._execution
 
     # Its work.
 
     def step(self, budget: Budget, generation: int) -> Step:
         """One turn on the scheduler's thread, without the device lock."""
         with self.vgpu.locked():
-            execution = self._execution
-            if generation != self.generation or execution is None or not self.runnable:
+            if generation != self.generation or not self.runnable:
+                return self._rest(generation)
+            # Not in the driver's access, which may be for thousands of channels and keeps a step waiting for the lock.
+            execution = self._execution or self._load()
+            if execution is None:
                 return self._rest(generation)
         outcome = execution.run(budget)
         with self.vgpu.locked():
