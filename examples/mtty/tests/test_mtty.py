@@ -27,6 +27,12 @@ def card(any_function, device):
     return any_function(device)
 
 
+@pytest.fixture(autouse=True)
+def _own_instances(tmp_path, monkeypatch):
+    """Ports are counted over all processes of a user: other tests, and devices that run, are not this test's."""
+    monkeypatch.setenv("UMDEV_RUNTIME_DIR", str(tmp_path / "run"))
+
+
 def start(port):
     port.write8(IIR, 0x07)  # enable and clear the FIFOs, trigger at one byte
     port.write8(LCR, 0x03)
@@ -229,6 +235,18 @@ def test_a_peer_waits_while_no_descriptor_is_left(tmp_path, monkeypatch, caplog)
         assert drain(port, 5) == b"hello"
     assert pauses == [ACCEPT_PAUSE] * 3
     assert "no connection: [Errno 24]" in caplog.text
+
+
+def test_a_card_whose_second_port_can_not_be_had_leaves_nothing_of_the_first(tmp_path):
+    taken = tmp_path / "taken"
+    taken.touch()
+    ports = {"port0": f"unix:{tmp_path}/port", "port1": f"unix:{taken}"}
+    with pytest.raises(OSError, match=f"in use: '{taken}'"):
+        parent.create("mtty-2", attributes=ports)
+    assert not (tmp_path / "port").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"mtty-{tmp_path}")]
+    with parent.create("mtty-2", attributes={**ports, "port1": "pty"}) as device:
+        assert device.query("terminals")[0] == f"{tmp_path}/port"
 
 
 def test_ports_are_shared_out():

@@ -88,7 +88,8 @@ def test_a_full_disk_is_a_write_fault(stepped, monkeypatch):
     assert queue.command(FLUSH, 1).status == 0
 
 
-def test_storage_is_shared_out():
+def test_storage_is_shared_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("UMDEV_RUNTIME_DIR", str(tmp_path / "run"))  # instances are this test's own
     devices = [parent.create("nvme-1g") for _ in range(3)]
     try:
         assert parent.available_instances("nvme-1g") == 1

@@ -5,6 +5,8 @@ Identity: Linux, samples/vfio-mdev/mtty.c (4348:3253, class 07/00/02); its in-tr
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from umdev.device import Device, Interrupts, IoBar, PciId, ResetKind, State, query
 
 from .port import HostPort
@@ -25,11 +27,14 @@ class Card(Device):
         return [region.block for region in self.regions.values() if isinstance(region.block, Uart)]
 
     def on_open(self) -> None:
-        for number, uart in enumerate(self.uarts):
-            where = self.context.attributes.get(f"port{number}", "pty")
-            port = HostPort(where, uart, self.locked)
-            self.ports.append(port)
-            uart.port, uart.source = port, number
+        with ExitStack() as undo:  # a card has all of its ports, or takes nothing of the host
+            for number, uart in enumerate(self.uarts):
+                where = self.context.attributes.get(f"port{number}", "pty")
+                uart.port, uart.source = HostPort(where, uart, self.locked), number
+                undo.callback(uart.port.close)
+                self.ports.append(uart.port)
+            undo.pop_all()
+        for port in self.ports:
             port.start()
 
     def on_reset(self, kind: ResetKind) -> None:

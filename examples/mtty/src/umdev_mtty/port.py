@@ -79,7 +79,11 @@ class HostPort:
         else:
             self.path = where.removeprefix("unix:")
             self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(self.path)
+            try:
+                self._listener.bind(self.path)
+            except OSError as error:
+                self._listener.close()
+                raise OSError(error.errno, error.strerror or str(error), self.path) from error
             Path(self.path).chmod(0o600)
             self._listener.listen(1)
             self._listener.setblocking(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from typing import TYPE_CHECKING
 
 from umdev.device import (
     PAGE_SIZE,
@@ -31,10 +32,18 @@ from umdev.device import (
     query,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 log = logging.getLogger("umdev.seven")
 
 WINDOW_SIZE = 64 << 10
 VECTORS = 8
+TRANSFER_LIMIT = 1 << 20
+"""Bytes: a driver could name gigabytes."""
+PINS_LIMIT = 256
+HITS_LIMIT = 4096
+"""Stores that wait to be collected; older ones are forgotten."""
 NO_FAILURE = ""
 
 
@@ -130,6 +139,7 @@ class Seven(Device):
         """Do one operation on the range that the registers name; returns what `result` shows."""
         at, length = Iova(self.registers.address.value), self.registers.length.value
         page = Iova(at & -PAGE_SIZE)
+        self._check(operation, page, length)
         match operation:
             case Operation.REVERSE:
                 with self.memory.view(at, length, write=True) as view:
@@ -145,7 +155,7 @@ class Seven(Device):
                 return self._protect(page)
             case Operation.COLLECT:
                 if self.protected.get(page) is ProtectMode.TRACK:
-                    self.hits += self.memory.collect()
+                    self._note(self.memory.collect())
                 return self.hits.pop(0) + 1 if self.hits else 0
             case Operation.UNPROTECT:
                 self.memory.unprotect(self.protected.pop(page), [page])
@@ -154,6 +164,15 @@ class Seven(Device):
             case Operation.INTERRUPT:
                 self.interrupts.signal(self.registers.argument.value)
         return 0
+
+    def _check(self, operation: Operation, page: Iova, length: int) -> None:
+        """Raises: ValueError for what does not fit the device's state, or would cost the host too much."""
+        if operation is Operation.REVERSE and length > TRANSFER_LIMIT:
+            raise ValueError(f"{length} bytes at once: {TRANSFER_LIMIT} is the most")
+        if operation is Operation.PIN and len(self.pinned) == PINS_LIMIT:
+            raise ValueError(f"{PINS_LIMIT} ranges are pinned: unpin one")
+        if operation is Operation.UNPROTECT and page not in self.protected:
+            raise ValueError(f"page {page:#x} is not protected")
 
     def _protect(self, page: Iova) -> int:
         try:
@@ -165,7 +184,11 @@ class Seven(Device):
         return 1 if self.protected[page] is ProtectMode.TRAP else 2
 
     def _stored(self, write: PageWrite) -> None:
-        self.hits.append(write.address)
+        self._note([write.address])
+
+    def _note(self, pages: Iterable[int]) -> None:
+        self.hits += pages
+        del self.hits[:-HITS_LIMIT]
 
     def _give_back(self) -> None:
         for at, length in self.pinned:
