@@ -384,6 +384,15 @@ def test_bad_region_info(reply: bytes) -> None:
     fake.thread.join()
 
 
+def test_more_vectors_than_there_can_be() -> None:
+    """What a server says is not allocated."""
+    info = answer(struct.pack("<IIII", 16, 3, 0, 1))
+    fake = FakeServer(WELCOME, info, answer(struct.pack("<IIII", 16, 1, 0, 0xFFFF_FFFF)))
+    with pytest.raises(ProtocolError, match="4294967295 vectors"):
+        VfioUserFunction(fake.ours, timeout=2)
+    fake.thread.join()
+
+
 def test_server_asks_for_memory_that_is_not_there() -> None:
     """EFAULT for what no buffer covers, EOPNOTSUPP for what a client does not serve."""
     asks = b"".join(

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -166,6 +168,82 @@ def test_vectors_beyond_the_descriptors_are_silent(function, device) -> None:
         assert device.interrupts.trigger(1, vector) is connected
     for bell in bells:
         os.close(bell)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda function: function.mask_irq(1, 1 << 33),
+        lambda function: function.unmask_irq(1, -1),
+        lambda function: function.trigger_irq(1, 4),
+        lambda function: function.mask_irq(-1),
+        lambda function: function.connect_unmask(1 << 40, -1),
+    ],
+)
+def test_vectors_that_are_none(function, ask: Callable[[VfioUserFunction], None]) -> None:
+    with pytest.raises(InvalidArgument):
+        ask(function)
+    function.trigger_irq(3)  # ERR is there, whoever listens
+
+
+def test_buffers_without_room(function) -> None:
+    with pytest.raises(TransportError) as caught:
+        function.allocate(1 << 47)
+    assert caught.value.errno == errno.ENOMEM
+    function.allocate(4096).free()
+
+
+@pytest.mark.parametrize("name", ["vfio-user server", "vfio-user client"])
+def test_a_function_without_threads(device, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    start, before = threading.Thread.start, descriptors()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransportError, match="no thread is left"):
+            bus.open_function(device, share_memory=False)
+    assert (device.attachment, descriptors()) == (None, before)
+    bus.open_function(device, share_memory=False).close()
+
+
+FORKED = """
+import os, signal, sys, warnings
+from umdev.device import Block, Device, MemoryBar, PciId, Register
+from umdev.errors import Disconnected
+from umdev_vfio_user import bus
+warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what this is about
+class Regs(Block):
+    plain = Register(0, reset=7)
+class Tiny(Device):
+    pci = PciId(1, 2, 3)
+    bar = MemoryBar(0, Regs, size=4096)
+device = Tiny()
+with bus.open_function(device, share_memory=sys.argv[1] == "shared") as function:
+    function.enable()
+    buffer = function.allocate(4096)
+    if not os.fork():
+        signal.alarm(60)
+        try:
+            function.bars[0].read32(0)
+        except Disconnected as error:
+            assert "forked" in str(error)
+            sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+    assert function.bars[0].read32(0) == 7
+device.close()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("memory", ["shared", "by message"])
+def test_a_forked_process_leaves_the_connection_to_its_parent(memory: str) -> None:
+    command = [sys.executable, "-c", FORKED, memory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout == "done\n", done
 
 
 def test_close_raises_nothing(device, caplog) -> None:

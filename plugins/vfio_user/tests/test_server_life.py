@@ -395,6 +395,8 @@ def test_wire_log(serve, tmp_path: Path, memfd: int) -> None:
     raw.enable()
     raw.read32(0, 0)
     raw.map(0, 0x1000, memfd)
+    opened = [int(link.name) for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(log)]
+    assert [os.get_inheritable(descriptor) for descriptor in opened] == [False]
     raw.call(99)
     raw.put(10, struct.pack("<QII", 4, 0, 4) + b"\1\2\3\4", flags=0x10)
     raw.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_MASK, PAGE_SIZE, Iova
 from umdev.driver import DmaBuffer
-from umdev.errors import InvalidArgument, NotMapped
+from umdev.errors import InvalidArgument, NotMapped, TransportError
 
 from .protocol import DmaMapFlag
 from .protocol import structs as layout
@@ -85,13 +86,21 @@ class ClientMemory:
         self._client = client
 
     def allocate(self, size: int) -> ClientBuffer:
-        """A new buffer, mapped. Raises: InvalidArgument, and what the server answers."""
+        """A new buffer, mapped.
+
+        Raises: InvalidArgument, TransportError when there is no memory or descriptor left, and what the server answers.
+        """
         if size < 1:
             raise InvalidArgument(f"a DMA buffer of {size} bytes")
         size = (size + PAGE_MASK) & ~PAGE_MASK
         with self._guard:
             address = self._find(size)
-            buffer = ClientBuffer(self, address, size, shared=self.shared)
+            try:
+                buffer = ClientBuffer(self, address, size, shared=self.shared)
+            except OSError as error:
+                failed = TransportError(f"a DMA buffer of {size:#x} bytes: {error.strerror or error}")
+                failed.errno = error.errno or errno.EIO
+                raise failed from error
             insort(self._addresses, address)
             self._buffers[address] = buffer
         flags = DmaMapFlag.READABLE | DmaMapFlag.WRITABLE

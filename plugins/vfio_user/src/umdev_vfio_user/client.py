@@ -97,6 +97,7 @@ class Client:
         self._closed = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._service: threading.Thread | None = None
+        self._pid = os.getpid()
         try:
             self.server = self._negotiate(capabilities)
             """What the server can do."""
@@ -161,12 +162,25 @@ class Client:
         self._send(data)
 
     def serve_memory(self) -> None:
-        """Answer the server's DMA at any time from now on, in a thread that ends with `close`."""
-        self._service = threading.Thread(target=self._serve, name="vfio-user client", daemon=True)
-        self._service.start()
+        """Answer the server's DMA at any time from now on, in a thread that ends with `close`.
+
+        Raises: TransportError when the process can't have the thread.
+        """
+        service = threading.Thread(target=self._serve, name="vfio-user client", daemon=True)
+        try:
+            service.start()
+        except RuntimeError as error:
+            raise TransportError(f"no thread is left to serve the server's DMA: {error}") from error
+        self._service = service
 
     def close(self) -> None:
-        """End the connection; requests under way raise Disconnected. May be called twice."""
+        """End the connection; requests under way raise Disconnected. May be called twice.
+
+        In a process that was forked since, the connection stays its parent's.
+        """
+        if os.getpid() != self._pid:
+            self._close_copy()
+            return
         with self._changed:
             if self._closed:
                 return
@@ -186,6 +200,14 @@ class Client:
         self._socket.close()
         os.close(self._wake)
 
+    def _close_copy(self) -> None:
+        """Neither threads nor what they hold live on in a child, so it waits for nothing."""
+        if not self._closed:
+            self._closed = True
+            self._abandoned = Disconnected("this client is closed")
+            self._socket.close()
+            os.close(self._wake)
+
     def __enter__(self) -> Self:
         return self
 
@@ -197,6 +219,8 @@ class Client:
     def _check(self) -> None:
         if self._abandoned is not None:
             raise Disconnected(f"no connection: {str(self._abandoned) or type(self._abandoned).__name__}")
+        if os.getpid() != self._pid:
+            raise Disconnected("no connection: it belongs to the process that forked this one")
 
     def _abandon(self, reason: BaseException) -> None:
         """`_changed` is held."""

@@ -33,6 +33,8 @@ INFO_ROOM = 1 << 16
 """Bytes of reply to GET_REGION_INFO, which are 4,000 areas, and to GET_REGION_IO_FDS."""
 
 MAX_CAPABILITIES = 16
+MAX_VECTORS = 2048
+"""Of one kind, MSI-X having the most (PCI Local Bus 3.0, 6.8.2.3)."""
 FIRST_BAR = 0x10
 BARS = 6
 CONFIG = 7
@@ -175,7 +177,8 @@ class VfioUserFunction(Function):
         self._client.request(Command.DEVICE_RESET)
 
     def close(self) -> None:
-        """End the connection: the server lets go of everything that was this client's.
+        """End the connection: the server lets go of everything that was this client's. In a process that was forked
+        since, only the copies of descriptors are given back.
 
         What `on_close` raises is logged.
         """
@@ -210,6 +213,8 @@ class VfioUserFunction(Function):
     def _set_irqs(
         self, index: int, start: int, count: int, data: IrqData, action: IrqAction, descriptors: Sequence[int] = ()
     ) -> None:
+        if not 0 <= start <= start + count <= self.irq_count(index):
+            raise InvalidArgument(f"interrupt index {index} has {self.irq_count(index)} vectors; there is no {start}")
         payload = layout.IRQ_SET.pack(layout.IRQ_SET.size, data | action, index, start, count)
         self._client.request(Command.DEVICE_SET_IRQS, payload, descriptors)
 
@@ -228,7 +233,10 @@ class VfioUserFunction(Function):
             except InvalidArgument:
                 self._irq_counts.append(0)  # the server has no such type
             else:
-                self._irq_counts.append(_unpack(layout.IRQ_INFO, reply)[3])
+                count = _unpack(layout.IRQ_INFO, reply)[3]
+                if count > MAX_VECTORS:
+                    raise ProtocolError(f"interrupt index {index} is said to have {count} vectors")
+                self._irq_counts.append(count)
 
     def _ask_doorbells(self, index: int) -> dict[int, DriverDoorbell]:
         question = layout.REGION_IO_FDS.pack(INFO_ROOM, 0, index, 0)

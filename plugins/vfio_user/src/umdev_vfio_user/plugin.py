@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from umdev.bus import Bound, PushedMemory
-from umdev.errors import StateError
+from umdev.errors import StateError, TransportError
 from umdev.hookspecs import hookimpl
 
 from .function import VfioUserFunction
@@ -78,7 +78,7 @@ class VfioUserBus:
 
         Closing the function ends both, and the device keeps none of it. Options are those of `VfioUserFunction`.
 
-        Raises: StateError if the device is attached already.
+        Raises: StateError if the device is attached already; TransportError when no thread is left.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -91,15 +91,19 @@ class VfioUserBus:
 
         def end() -> None:
             server.stop()
-            thread.join(JOIN_TIMEOUT)
+            if thread.ident is not None:
+                thread.join(JOIN_TIMEOUT)
             if thread.is_alive():
                 raise StateError(
                     f"{device}: a handler has not returned for {JOIN_TIMEOUT} s; the device stays attached"
                 )
             server.close()
 
-        thread.start()
         try:
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise TransportError(f"{device}: no thread is left to serve it: {error}") from error
             return VfioUserFunction(ours, on_close=end, **options)
         except BaseException:
             ours.close()

@@ -34,6 +34,19 @@ def test_rings_are_dropped_while_decoding_is_off(raw, device, eventually) -> Non
     close_all(fds)
 
 
+def test_a_client_that_shrinks_its_memory_and_rings_harms_nobody(device, eventually, monkeypatch) -> None:
+    """What the handler reads there is SIGBUS in the thread that rings."""
+    monkeypatch.setattr(device, "after", lambda delay, job: job())  # at once, in the handler
+    with bus.open_function(device) as function:
+        function.enable()
+        buffer = function.allocate(4096)
+        function.bars[0].write64(0, buffer.address)
+        os.ftruncate(buffer.descriptor, 0)
+        function.doorbells(0)[0x1000].ring()
+        eventually(lambda: device.memories == ["MappingPoisoned"])
+        assert function.bars[0].read32(8) == 0
+
+
 def test_messages_go_on_while_a_ring_is_handled(raw, device) -> None:
     fds = raw.doorbells(0)[2]
     os.eventfd_write(fds[3], 1)

@@ -1,5 +1,6 @@
 /* The wire log: one line per message, for people and tests. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
@@ -87,7 +88,7 @@ int umdev_link_set_log(umdev_link *link, int fd)
     link_log_close(link);
     if (fd < 0)
         return 0;
-    int copy = dup(fd);
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (copy < 0)
         return -errno;
     FILE *log = fdopen(copy, "a");
