@@ -1,6 +1,7 @@
 """TRAP and TRACK for a stock QEMU guest: vfio-user devices in processes of their own, one protector.
 
-Under TCG here; test_qemu_kvm_in_guest.py runs a part of it once more where QEMU can use KVM.
+Under TCG here; test_qemu_kvm_in_guest.py runs a part of it once more where QEMU can use KVM, and all of it where this
+machine has no userfaultfd.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
+from umdev_kvm import vm_protector_wire as wire
 
 pytestmark = [pytest.mark.guest, pytest.mark.kvm]
 
 PAGES = 64
 ACCEL = os.environ.get("UMDEV_TEST_ACCEL", "tcg")
-STORES, SECONDS = (4_000, 60) if ACCEL == "tcg" else (300, 600)  # a guest in a guest has less to spare
+STORES, SECONDS, PATIENCE = (4_000, 60, 5) if ACCEL == "tcg" else (300, 600, 30)  # a guest in a guest has less to spare
 START = f"""
 set -e
 : >/pages
@@ -221,7 +223,12 @@ def test_a_qemu_that_daemonizes_is_told_not_to(setup, watcher, tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_device_that_keeps_its_lock_delays_the_guest_and_no_more(stores, watcher):
+@pytest.fixture
+def patience(monkeypatch):
+    monkeypatch.setenv(wire.PATIENCE_VARIABLE, str(PATIENCE))
+
+
+def test_a_device_that_keeps_its_lock_delays_the_guest_and_no_more(patience, stores, watcher):  # in this order
     device = watcher("a")
     guest = stores(device)
     device.trap(guest.pages)
@@ -230,9 +237,9 @@ def test_a_device_that_keeps_its_lock_delays_the_guest_and_no_more(stores, watch
     guest("store 1 5")
     device.receive()
     sound(device.report(), events=1)
-    device.send("hold", 8.0)
+    device.send("hold", PATIENCE + 3.0)
     time.sleep(0.3)
-    guest("store 2 6")  # let go after five seconds
+    guest("store 2 6")  # let go when the protector's patience has come to its end
     device.receive()
     name, text = device.refused("trap", guest.pages)
     assert name == "ProtectError"

@@ -345,7 +345,7 @@ def test_a_reset_keeps_pages_protected_and_added_memory_can_be(storm, watcher):
     assert watcher.attachment.services.mechanisms["protect[emulate]"] == "read-only memory slots: EMULATE"
 
 
-def test_what_can_not_be_emulated_is_named(storm, watcher):
+def test_what_can_not_be_protected_is_named(storm, watcher):
     machine = storm.machine
     slots = machine.slots.slots
     with pytest.raises(InvalidArgument, match="not a multiple"):
@@ -357,6 +357,10 @@ def test_what_can_not_be_emulated_is_named(storm, watcher):
         watcher.memory.protect(ProtectMode.EMULATE, ALL[:1])
     with pytest.raises(StateError, match="collect is for TRACK"):
         watcher.attachment.services.protector(ProtectMode.EMULATE).collect()
+    for mode in (ProtectMode.TRAP, ProtectMode.TRACK):
+        with pytest.raises(NotMapped, match="is in no map"):
+            watcher.memory.protect(mode, [ALL[0], Iova(0xFEC0_0000)], lambda _: None)
+        assert watcher.attachment.services.protector(mode).pages == 0
 
 
 def test_more_isolated_pages_than_slots_is_a_named_error(watcher, make_machine):
