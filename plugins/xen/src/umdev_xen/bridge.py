@@ -83,13 +83,10 @@ class Bridge(HostBridge[Plugged]):
         self._native.drain()
         return plugged
 
-    def synchronise(self, slot: int | None = None) -> None:
-        """Let ranges and interrupts follow configuration space (of one slot)."""
-        with self.lock:
-            self.settle()
-            for plugged in self.functions:
-                if plugged.interrupts is not None and slot in (None, plugged.slot):
-                    plugged.interrupts.synchronise()
+    def route(self, plugged: Plugged) -> None:
+        """MSI goes where its registers say."""
+        if plugged.interrupts is not None:
+            plugged.interrupts.synchronise()
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """To the table that requests are looked up in."""
