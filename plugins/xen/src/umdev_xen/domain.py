@@ -22,7 +22,7 @@ from .memory import CACHE
 from .native import Native, NativeVcpu
 from .passthrough import PassedWindow, PassedWindows, Shelf
 from .server import IoreqServer
-from .toolstack import DomainType, domain_type
+from .toolstack import DomainType, domain_type, has_device_model
 from .track import DirtyTracker
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Domain:
         self._windows: dict[Attachment, list[PassedWindow]] = {}
         self._shelf = Shelf()
         self._helper = helper or Helper(domid)
+        others = has_device_model(domid)  # asked before the process is restricted, too
         self._handles = Handles(domid, restrict=restrict)
         try:
             self.server = IoreqServer(self._handles)
@@ -104,7 +105,7 @@ class Domain:
                     NativeVcpu(self._native, index, channel, EVENT_CHANNEL.call("xenevtchn_fd", channel), port)
                     for index, (channel, port) in enumerate(zip(self._handles.channels, self.server.ports, strict=True))
                 ]
-                self.bridge = Bridge(self._native, self.server, host_bridge=self.host_bridge)
+                self.bridge = Bridge(self._native, self.server, host_bridge=self.host_bridge, others=others)
                 """What is plugged, and where it answers."""
                 self.emulator = Emulator(domid, self._native, self.server)
                 """Pages whose stores come here."""
@@ -163,7 +164,8 @@ class Domain:
             }
 
     def plug(self, device: Device, *, slot: int | None = None, polled: bool = False) -> int:
-        """Attach a device and put it into a PCI slot, the lowest free one unless `slot` says; returns the slot.
+        """Attach a device and put it into a PCI slot; returns the slot. None: the lowest free one, or the highest in an
+        HVM domain of the toolstack's, where QEMU has the low ones.
 
         `polled`: its driver needs no interrupt, so one that the domain can't deliver is no reason to refuse.
 

@@ -1,6 +1,7 @@
 """Slots, BARs that move, pass-through, mappings, and the end of a domain."""
 
 import gc
+import subprocess
 import threading
 from pathlib import Path
 
@@ -159,6 +160,20 @@ def test_memory_given_back_is_dropped(guest, domain, sample):
     with pytest.raises(NotMapped):
         sample.memory.read(0x30_0000, 1)
     assert sample.memory.read(0x2F_F000, 1) == b"\0"
+
+
+def test_qemus_slots_are_left_alone(guest, sample, results):
+    """Xen sends accesses to the device model that came last: QEMU's ISA bridge, slot 1, would vanish, or the device."""
+    path = f"/libxl/{guest.domid}"
+    subprocess.run(["xenstore-write", f"{path}/type", "hvm"], check=True)
+    try:
+        with Domain(guest.domid) as domain:
+            assert domain.plug(sample) == 31
+            guest.load(payload("config_read 31, 0\nresult 0\nconfig_read 1, 0\nresult 1\nexit 1\n"))
+            assert guest.run(SECONDS) == 1
+            assert results(guest, 2) == [0x5A3B1234, 0xFFFFFFFF]
+    finally:
+        subprocess.run(["xenstore-rm", path], check=True)
 
 
 def test_intx_where_no_controller_is(make_guest):
