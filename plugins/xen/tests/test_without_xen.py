@@ -7,8 +7,10 @@ import sys
 import pytest
 from umdev.errors import InvalidArgument, NotFound, NotSupported
 from umdev_edu import Edu
-from umdev_xen import Domain, bus, doctor, hypervisor
+from umdev_xen import Domain, bus, doctor, helper, hypervisor
+from umdev_xen.helper import Helper
 from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
+from umdev_xen.server import IoreqServer
 from umdev_xen.toolstack import DomainType, find_domain
 
 
@@ -44,6 +46,37 @@ def test_a_domain_where_no_xen_is():
     """Without the libraries the package is named, with them that this is no dom0."""
     with pytest.raises(Exception, match=r"apt install libxendevicemodel1|is this a dom0"):
         Domain(1)
+
+
+@pytest.mark.parametrize("number", [-1, 0x7FF0, 70000, 1 << 70])
+def test_a_number_that_no_domain_has(number):
+    with pytest.raises(InvalidArgument, match="numbers 0 to 32751, which xl list shows"):
+        Domain(number)
+
+
+def test_the_helper_outlives_the_terminals_interrupt(monkeypatch, tmp_path):
+    """A helper that answers 0 where it leads a session of its own."""
+    program = """
+import os, struct
+while os.read(0, 24):
+    os.write(0, struct.pack("=i", os.getsid(0) != os.getpid()))
+"""
+    (tmp_path / "granter.py").write_text(program)
+    monkeypatch.setattr(helper, "__file__", str(tmp_path / "helper.py"))
+    asked = Helper(3)
+    asked.populate(0, 1)
+    asked.close()
+
+
+def test_a_call_that_fails_for_the_moment_ends_no_domain(monkeypatch):
+    server = IoreqServer.__new__(IoreqServer)
+    for code, gone in ((errno.ENOMEM, False), (errno.EINTR, False), (errno.ESRCH, True), (errno.ENOENT, True)):
+
+        def refuse(*_arguments, code=code):
+            raise failure("xendevicemodel_get_ioreq_server_info", code)
+
+        monkeypatch.setattr(server, "_call", refuse, raising=False)
+        assert server.gone is gone
 
 
 def test_the_bus_refuses_what_makes_no_sense():
