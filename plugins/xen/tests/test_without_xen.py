@@ -4,10 +4,12 @@ import errno
 import subprocess
 import sys
 
+import click.testing
 import pytest
 from umdev.errors import InvalidArgument, NotFound, NotSupported
 from umdev_edu import Edu
 from umdev_xen import Domain, bus, doctor, helper, hypervisor
+from umdev_xen.command import command
 from umdev_xen.helper import Helper
 from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
 from umdev_xen.server import IoreqServer
@@ -52,6 +54,21 @@ def test_a_domain_where_no_xen_is():
 def test_a_number_that_no_domain_has(number):
     with pytest.raises(InvalidArgument, match="numbers 0 to 32751, which xl list shows"):
         Domain(number)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("edu", "no-such-type"), NotFound),
+        (("mtty-1,port0",), InvalidArgument),
+        (("mtty-1,speed=9",), InvalidArgument),
+        (("mtty-1,port0=a:b",), InvalidArgument),
+    ],
+    ids=str,
+)
+def test_devices_are_checked_before_a_domain_is_waited_for(words, error):
+    found = click.testing.CliRunner().invoke(command, ["--xen", "nobody-has-this-name", *words])
+    assert isinstance(found.exception, error)
 
 
 def test_the_helper_outlives_the_terminals_interrupt(monkeypatch, tmp_path):
