@@ -1,6 +1,8 @@
 """What a machine that is no dom0 is told."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from umdev_xen.command import command
 from umdev_xen.helper import Helper
 from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
 from umdev_xen.server import IoreqServer
+from umdev_xen.supervisor import Supervisor
 from umdev_xen.toolstack import DomainType, find_domain
 
 
@@ -83,6 +86,13 @@ while os.read(0, 24):
     asked = Helper(3)
     asked.populate(0, 1)
     asked.close()
+
+
+def test_a_signal_for_a_worker_that_has_just_ended(monkeypatch):
+    supervisor = Supervisor("nobody-has-this-name", lambda _domid: 0)
+    monkeypatch.setattr(supervisor, "_worker", (1 << 22) + 1)  # beyond PID_MAX_LIMIT (linux/threads.h): it is nobody's
+    monkeypatch.setattr("umdev_xen.supervisor.named", lambda _name: os.kill(os.getpid(), signal.SIGTERM))
+    assert supervisor.run() == 0
 
 
 def test_a_call_that_fails_for_the_moment_ends_no_domain(monkeypatch):
