@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .definitions import Named
 
-__all__ = ["hosted", "meant"]
+__all__ = ["checked", "hosted"]
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
     hosts.tidy(directory)
     running: dict[str, Host] = {}
     devices = []
-    for owner, named in meant(words):
+    for owner, named in checked(words):
         name = named.parent if owner.shared_process else named.uuid
         if name not in running:
             claimed = hosts.claim_folder(directory, name)
@@ -91,7 +91,7 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
     return devices
 
 
-def meant(words: Sequence[str]) -> list[tuple[Parent, Named]]:
+def checked(words: Sequence[str]) -> list[tuple[Parent, Named]]:
     """Devices by words, as `hosted` takes them, and their parents; none is made, so a slip of the pen makes none.
 
     Raises: NotFound, Conflict, InvalidArgument, PluginError.

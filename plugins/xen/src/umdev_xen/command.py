@@ -43,13 +43,13 @@ def command(
     exit code 0; a domain given by its number, and --once, end it with the domain.
     """
     from umdev_cli.failures import exit_code, line
-    from umdev_cli.hosted import meant
+    from umdev_cli.hosted import checked
 
     from .supervisor import Supervisor
 
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
     account = _account(user)
-    named = meant(devices)  # now: the domain may come much later
+    named = checked(devices)  # now: the domain may come much later
 
     def work(domid: int) -> int:
         try:
