@@ -28,7 +28,11 @@ class Bridge(HostBridge[PluggedFunction]):
     def __init__(self):
         super().__init__("rack", log)
         self.told = []
+        self.routed = []
         self.failing = None
+
+    def route(self, plugged):
+        self.routed.append(plugged.slot)
 
     def taken(self, *, io):
         return [(0x3F8, 0x400)] if io else [(0x10_0000, 0x20_0000)]
@@ -201,3 +205,17 @@ def test_slots(plug, bridge):
     bridge.plugged.update(dict.fromkeys(range(1, 32), bridge.plugged[1]))
     with pytest.raises(Conflict, match="all 31 slots of the rack are taken"):
         bridge.free_slot(None)
+
+
+def test_interrupts_follow_the_slot_that_was_written_to(plug, bridge):
+    first, second = plug(3), plug(9)
+    first.config.write(0x10, (0x20_0000).to_bytes(4, "little"))
+    first.config.write(4, b"\2\0")
+    bridge.synchronise(9)
+    assert bridge.news()[-1] == "+ slot 3: BAR 0 at 0x200000", "BARs are the bridge's, whoever moves one"
+    assert bridge.routed == [9]
+    second.config.write(4, b"\2\0")
+    bridge.synchronise()
+    assert bridge.routed == [9, 3, 9]
+    bridge.synchronise(5)
+    assert bridge.routed == [9, 3, 9], "nobody is there"

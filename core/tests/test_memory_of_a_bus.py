@@ -114,6 +114,22 @@ class TestFilling:
             space.read(4 * MIB, 8)
         assert len(asked) == 1
 
+    def test_a_map_that_goes_before_it_is_used_is_made_again(self, space, memfd):
+        """The guest gives memory back just then, or another thread makes room."""
+        made = []
+
+        def fill(iova, _length, _protection, _space):
+            made.append(space.map(iova, MIB, descriptor=memfd))
+            if len(made) < 4:
+                space.evict(made[-1])
+            return True
+
+        space.set_filler(fill)
+        space.write(0, b"x")
+        assert len(made) == 4
+        assert space.read(0, 1) == b"x"
+        assert space.mappings == [made[-1]]
+
     def test_one_that_fails_or_lies_ends_in_no_map(self, space, caplog):
         def fail(*_arguments):
             raise RuntimeError("on purpose")

@@ -18,11 +18,11 @@ from .options import parse_attributes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from umdev.device import Device
+    from umdev.device import Device, Parent
 
     from .definitions import Named
 
-__all__ = ["hosted"]
+__all__ = ["checked", "hosted"]
 
 
 @dataclass
@@ -77,8 +77,7 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
     hosts.tidy(directory)
     running: dict[str, Host] = {}
     devices = []
-    for named in [_named(word) for word in words]:  # a slip of the pen makes no device
-        owner = parents.check(named.parent, named.definition)
+    for owner, named in checked(words):
         name = named.parent if owner.shared_process else named.uuid
         if name not in running:
             claimed = hosts.claim_folder(directory, name)
@@ -90,6 +89,14 @@ def _made(words: Sequence[str], bus: str, driver: _Driver, stack: ExitStack) -> 
         running[name].add(control.Add(named.uuid, named.definition.mdev_type, attributes, None))
         devices.append(running[name].device(named.uuid))
     return devices
+
+
+def checked(words: Sequence[str]) -> list[tuple[Parent, Named]]:
+    """Devices by words, as `hosted` takes them, and their parents; none is made, so a slip of the pen makes none.
+
+    Raises: NotFound, Conflict, InvalidArgument, PluginError.
+    """
+    return [(parents.check(named.parent, named.definition), named) for named in map(_named, words)]
 
 
 def _named(word: str) -> Named:

@@ -1,14 +1,21 @@
 """What a machine that is no dom0 is told."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 
+import click.testing
 import pytest
 from umdev.errors import InvalidArgument, NotFound, NotSupported
 from umdev_edu import Edu
-from umdev_xen import Domain, bus, doctor, hypervisor
+from umdev_xen import Domain, bus, doctor, helper, hypervisor
+from umdev_xen.command import command
+from umdev_xen.helper import Helper
 from umdev_xen.libraries import DEVICE_MODEL, FOREIGN_MEMORY, Library, failure
+from umdev_xen.server import IoreqServer
+from umdev_xen.supervisor import Supervisor
 from umdev_xen.toolstack import DomainType, find_domain
 
 
@@ -44,6 +51,59 @@ def test_a_domain_where_no_xen_is():
     """Without the libraries the package is named, with them that this is no dom0."""
     with pytest.raises(Exception, match=r"apt install libxendevicemodel1|is this a dom0"):
         Domain(1)
+
+
+@pytest.mark.parametrize("number", [-1, 0x7FF0, 70000, 1 << 70])
+def test_a_number_that_no_domain_has(number):
+    with pytest.raises(InvalidArgument, match="numbers 0 to 32751, which xl list shows"):
+        Domain(number)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("edu", "no-such-type"), NotFound),
+        (("mtty-1,port0",), InvalidArgument),
+        (("mtty-1,speed=9",), InvalidArgument),
+        (("mtty-1,port0=a:b",), InvalidArgument),
+    ],
+    ids=str,
+)
+def test_devices_are_checked_before_a_domain_is_waited_for(words, error):
+    found = click.testing.CliRunner().invoke(command, ["--xen", "nobody-has-this-name", *words])
+    assert isinstance(found.exception, error)
+
+
+def test_the_helper_outlives_the_terminals_interrupt(monkeypatch, tmp_path):
+    """A helper that answers 0 where it leads a session of its own."""
+    program = """
+import os, struct
+while os.read(0, 24):
+    os.write(0, struct.pack("=i", os.getsid(0) != os.getpid()))
+"""
+    (tmp_path / "granter.py").write_text(program)
+    monkeypatch.setattr(helper, "__file__", str(tmp_path / "helper.py"))
+    asked = Helper(3)
+    asked.populate(0, 1)
+    asked.close()
+
+
+def test_a_signal_for_a_worker_that_has_just_ended(monkeypatch):
+    supervisor = Supervisor("nobody-has-this-name", lambda _domid: 0)
+    monkeypatch.setattr(supervisor, "_worker", (1 << 22) + 1)  # beyond PID_MAX_LIMIT (linux/threads.h): it is nobody's
+    monkeypatch.setattr("umdev_xen.supervisor.named", lambda _name: os.kill(os.getpid(), signal.SIGTERM))
+    assert supervisor.run() == 0
+
+
+def test_a_call_that_fails_for_the_moment_ends_no_domain(monkeypatch):
+    server = IoreqServer.__new__(IoreqServer)
+    for code, gone in ((errno.ENOMEM, False), (errno.EINTR, False), (errno.ESRCH, True), (errno.ENOENT, True)):
+
+        def refuse(*_arguments, code=code):
+            raise failure("xendevicemodel_get_ioreq_server_info", code)
+
+        monkeypatch.setattr(server, "_call", refuse, raising=False)
+        assert server.gone is gone
 
 
 def test_the_bus_refuses_what_makes_no_sense():

@@ -60,7 +60,7 @@ PluggedT = TypeVar("PluggedT", bound=PluggedFunction)
 
 class HostBridge(ABC, Generic[PluggedT]):
     """Knows what decodes where. A bus says what that means to its hypervisor, and has every write to configuration
-    space followed by `settle`.
+    space followed by `synchronise` of its slot.
 
     Any thread. Lock order: a device's lock, then the bridge's `lock`; nothing here waits for a device.
     """
@@ -123,6 +123,14 @@ class HostBridge(ABC, Generic[PluggedT]):
             self.settle()
             return plugged
 
+    def synchronise(self, slot: int | None = None) -> None:
+        """Let BARs and interrupts (of one slot) follow configuration space. Raises: as `settle` and `route`."""
+        with self.lock:
+            self.settle()
+            for plugged in self.functions:
+                if slot in (None, plugged.slot):
+                    self.route(plugged)
+
     def settle(self) -> None:
         """Bring what is placed in line with what decodes: first what goes, then the table, then what comes.
 
@@ -174,6 +182,9 @@ class HostBridge(ABC, Generic[PluggedT]):
     def taken(self, *, io: bool) -> Sequence[tuple[int, int]]:  # noqa: ARG002 none unless a bus says so
         """Starts and ends of ports (`io`) or memory where no BAR may lie; none unless a bus says so."""
         return ()
+
+    def route(self, plugged: PluggedT) -> None:
+        """Let a function's messages go where configuration space says; nothing unless a bus says so."""
 
     @abstractmethod
     def take_down(self, placement: Placement) -> None:

@@ -21,6 +21,8 @@ struct umdev_memory {
     void *filler_context;
 };
 
+enum { FILLS_MAX = 8 }; /* times that a map is asked for where one was made */
+
 static umdev_table *empty_table;
 static pthread_once_t empty_once = PTHREAD_ONCE_INIT;
 
@@ -306,7 +308,8 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
 {
     const uint32_t needed = write ? UMDEV_WRITABLE : UMDEV_READABLE;
     uint8_t *cursor = bytes;
-    uint64_t filled = 0; /* bytes that were left when a map was asked for: once for each place */
+    uint64_t filled = 0; /* bytes that were left when a map was asked for */
+    unsigned fills = 0;  /* of that place: what was mapped may be gone again before it is used, but not for ever */
     int result = 0;
     while (length && !result) {
         uint64_t budget = UMDEV_MEMORY_SECTION_MAX;
@@ -352,9 +355,11 @@ int umdev_memory_transfer(umdev_memory *memory, uint32_t space, uint64_t iova, v
                 result = -EFAULT; /* past the end of the space */
         }
         umdev_reader_end();
-        if (UMDEV_UNLIKELY(missing) && filled != length && fill(memory, space, iova, length, write)) {
+        if (UMDEV_UNLIKELY(missing)) {
+            fills = filled == length ? fills + 1 : 1;
             filled = length;
-            result = 0;
+            if (fills <= FILLS_MAX && fill(memory, space, iova, length, write))
+                result = 0;
         }
         if (by_message) {
             result = transfer_message(memory, iova, cursor, by_message, write);

@@ -49,7 +49,8 @@ void umdev_memory_cancel_messages(umdev_memory *memory, int cancelled);
  * nothing. */
 void umdev_memory_drain_messages(umdev_memory *memory);
 /* For buses that map on demand: called where a transfer meets an address that no map covers, outside of any section,
- * with the device's lock held or not. 1: a map covers it now. */
+ * with the device's lock held or not. 1: a map covers it now; it may be gone again when the transfer looks, which asks
+ * anew then, a few times. */
 typedef int (*umdev_memory_filler)(void *context, uint32_t space, uint64_t iova, uint64_t length, int write);
 /* Waits as set_messages does. */
 void umdev_memory_set_filler(umdev_memory *memory, umdev_memory_filler filler, void *context);

@@ -130,15 +130,6 @@ class Bridge(HostBridge[Plugged]):
                 memory.close()
             return plugged
 
-    def synchronise(self, slot: int | None = None) -> None:
-        """Let BARs, memory slots and routes follow configuration space (of one slot). Raises: HypervisorError."""
-        with self.lock:
-            self.settle()
-            for plugged in self.functions if self._vm is not None else ():
-                if plugged.interrupts is not None and slot in (None, plugged.slot):
-                    with self._lost_messages(plugged):
-                        plugged.interrupts.synchronise()
-
     def write_vector(self, slot: int, region: int, offset: int, data: bytes) -> None:
         """A write to an MSI-X table: the route first, then the write itself."""
         with self._vectors:  # else another processor's route would be made of words that are about to change
@@ -179,6 +170,12 @@ class Bridge(HostBridge[Plugged]):
     def taken(self, *, io: bool) -> Sequence[tuple[int, int]]:
         """RAM, the interrupt controllers, the ports of the machine itself."""
         return layout.RESERVED_PORTS if io else self._taken
+
+    def route(self, plugged: Plugged) -> None:
+        """Its messages have routes of the kernel's; nothing while the machine has no kernel objects."""
+        if self._vm is not None and plugged.interrupts is not None:
+            with self._lost_messages(plugged):
+                plugged.interrupts.synchronise()
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """To the table that exits are looked up in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ __all__ = ["Bridge", "Plugged"]
 log = logging.getLogger("umdev.xen")
 
 LATCH = 0xCF8
+_CONFIGURATION = (0xCF8, 0xD00)
+"""Ports of configuration accesses (PCI Local Bus 3.0, 3.2.2.3.2): Xen's own, and the latch's."""
+_SLOT_MAX = 31
 
 
 @dataclass
@@ -43,11 +47,14 @@ class Bridge(HostBridge[Plugged]):
     A range that Xen refuses is answered by nobody.
     """
 
-    def __init__(self, native: Native, server: IoreqServer, *, host_bridge: bool) -> None:
-        """`host_bridge`: be 00:00.0 and port 0xCF8, too. Raises: HypervisorError."""
+    def __init__(self, native: Native, server: IoreqServer, *, host_bridge: bool, others: bool) -> None:
+        """`host_bridge`: be 00:00.0 and port 0xCF8, too. `others`: another device model has the low slots, where Xen
+        would send accesses to the one of the two that came last. Raises: HypervisorError.
+        """
         super().__init__("domain", log)
         self._native = native
         self._server = server
+        self._others = others
         if host_bridge:
             native.set_bridge(present=True)
             server.map_function(0)
@@ -56,19 +63,20 @@ class Bridge(HostBridge[Plugged]):
     def plug(self, attachment: Attachment, slot: int, windows: PassedWindows | None, *, intx: bool) -> Plugged:
         """Put an attached function into a free slot. `intx`: the domain has controllers for it.
 
-        Raises: HypervisorError.
+        Raises: HypervisorError, Conflict; the slot is free then.
         """
-        with self.lock:
+        with self.lock, contextlib.ExitStack() as failed:
             plugged = Plugged(slot, attachment, windows=windows)
             self._native.set_function(slot, attachment.native.address)
-            try:
-                self._server.map_function(slot)
-            except HypervisorError:
-                self._native.set_function(slot, 0)
-                raise
+            failed.callback(self._native.set_function, slot, 0)
+            self._server.map_function(slot)
+            failed.callback(self._try, f"slot {slot}", self._server.unmap_function, slot)
             plugged.interrupts = FunctionInterrupts(attachment, self._native, slot, intx=intx)
+            failed.callback(plugged.interrupts.close)
             self.plugged[slot] = plugged
+            failed.callback(self.plugged.pop, slot)
             self.synchronise(slot)
+            failed.pop_all()
             return plugged
 
     def unplug(self, slot: int) -> Plugged:
@@ -83,13 +91,21 @@ class Bridge(HostBridge[Plugged]):
         self._native.drain()
         return plugged
 
-    def synchronise(self, slot: int | None = None) -> None:
-        """Let ranges and interrupts follow configuration space (of one slot)."""
+    def free_slot(self, wanted: int | None) -> int:
+        """As every bridge; the highest beside another device model. Raises: InvalidArgument, Conflict."""
         with self.lock:
-            self.settle()
-            for plugged in self.functions:
-                if plugged.interrupts is not None and slot in (None, plugged.slot):
-                    plugged.interrupts.synchronise()
+            if wanted is None and self._others:
+                wanted = next((slot for slot in range(_SLOT_MAX, 0, -1) if slot not in self.plugged), None)
+            return super().free_slot(wanted)
+
+    def taken(self, *, io: bool) -> Sequence[tuple[int, int]]:
+        """The ports that lead to configuration space."""
+        return (_CONFIGURATION,) if io else ()
+
+    def route(self, plugged: Plugged) -> None:
+        """MSI goes where its registers say."""
+        if plugged.interrupts is not None:
+            plugged.interrupts.synchronise()
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """To the table that requests are looked up in."""
@@ -104,7 +120,8 @@ class Bridge(HostBridge[Plugged]):
 
     def take_down(self, placement: Placement) -> None:
         """Undo it."""
-        windows = self.plugged[placement.slot].windows
+        plugged = self.plugged.get(placement.slot)  # none: it could not be plugged
+        windows = plugged.windows if plugged is not None else None
         if windows is not None:
             self._try(f"{placement}", windows.withdraw, placement.region)
         self._try(f"{placement}", self._server.unmap_range, placement.address, placement.length, io=placement.io)

@@ -13,11 +13,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-from umdev.errors import HypervisorError, NotFound, StateError
-from umdev.plugins import offering
+from umdev.errors import HypervisorError, NotFound, StateError, UmdevError
 
 if TYPE_CHECKING:
-    from umdev.device import Device
+    from collections.abc import Sequence
+
+    from umdev.device import Device, Parent
+    from umdev_cli.definitions import Named
 
 _GLANCE = 3600.0
 """Seconds that the worker waits at a time."""
@@ -35,24 +37,36 @@ def command(
 ) -> int:
     """Give devices to a domain of Xen, from before it runs until it is gone, and again when it reboots.
 
-    DEVICE is a device type, as PARENT/TYPE where several parents offer it. Start it before the domain (xl create -p, or
-    before xl create: it waits for the name); each life of the domain is served by a process that is restricted to it.
-    The exit code is 0 when the domain has gone, or SIGTERM has come.
+    DEVICE is a device type, as PARENT/TYPE where several parents offer it, with attributes as in mtty-1,port0=unix:/x,
+    or the UUID of a defined device. Start it before the domain (xl create -p, or before xl create: it waits for the
+    name); each life of the domain is served by a process that is restricted to it. It ends by SIGTERM and Ctrl-C, with
+    exit code 0; a domain given by its number, and --once, end it with the domain.
     """
+    from umdev_cli.failures import exit_code, line
+    from umdev_cli.hosted import checked
+
     from .supervisor import Supervisor
 
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
     account = _account(user)
+    named = checked(devices)  # now: the domain may come much later
 
     def work(domid: int) -> int:
-        return _serve(domid, devices, polled=polled, host_bridge=host_bridge, account=account)
+        try:
+            return _serve(domid, named, polled=polled, host_bridge=host_bridge, account=account)
+        except UmdevError as error:
+            if isinstance(error, HypervisorError) and error.errno == errno.ESRCH and not domain.isdecimal():
+                click.echo(f"domain {domid} has gone already", err=True)  # its name is still in xenstore
+                return 0
+            click.echo(f"umdev: {line(error)}", err=True)
+            return exit_code(error)
 
     return Supervisor(domain, work, once=once).run()
 
 
 def _serve(
     domid: int,
-    devices: tuple[str, ...],
+    named: Sequence[tuple[Parent, Named]],
     *,
     polled: bool,
     host_bridge: bool | None,
@@ -65,16 +79,12 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: over.set())
     with ExitStack() as stack:
-        made = [parent.create(type_id) for parent, type_id in map(offering, devices)]
-        for device in made:
-            stack.callback(_close, device, account is not None)
-        try:
-            opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
-        except HypervisorError as error:
-            if error.errno != errno.ESRCH:
-                raise
-            click.echo(f"domain {domid} has gone already", err=True)  # its name is still in xenstore
-            return 0
+        made = []
+        for parent, each in named:
+            attributes = each.definition.attributes()
+            made.append(parent.create(each.definition.mdev_type, each.uuid, attributes=attributes))
+            stack.callback(_close, made[-1], account is not None)
+        opened = stack.enter_context(Domain(domid, host_bridge=host_bridge))
         for device in made:
             slot = opened.plug(device, polled=polled)
             click.echo(f"0000:00:{slot:02x}.0 {device} of domain {domid}", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from umdev.addresses import PAGE_SIZE
 from umdev.bus import Attachment, AttachmentState, IrqIndex, RegionIndex
-from umdev.errors import HypervisorError, NotSupported, StateError
+from umdev.errors import HypervisorError, InvalidArgument, NotSupported, StateError
 
 from . import native as loops
 from .bridge import Bridge
@@ -22,7 +22,7 @@ from .memory import CACHE
 from .native import Native, NativeVcpu
 from .passthrough import PassedWindow, PassedWindows, Shelf
 from .server import IoreqServer
-from .toolstack import DomainType, domain_type
+from .toolstack import DomainType, domain_type, has_device_model
 from .track import DirtyTracker
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ __all__ = ["Domain"]
 log = logging.getLogger("umdev.xen")
 
 _INTERRUPT_LINE = 0x3C
+_NUMBERS = range(0x7FF0)
+"""Of domains: DOMID_FIRST_RESERVED (xen/xen.h)."""
 PATIENCE = 500
 """Milliseconds without a request after which the first processor's thread asks whether the domain is still there: Xen
 tells nobody but xenstored, and not of domains that xenstored does not know."""
@@ -72,8 +74,11 @@ class Domain:
         passed through; closed with the domain. None starts one when a device has a window, which takes the user's
         rights to do so.
 
-        Raises: NotSupported (no Xen's libraries, or too old), HypervisorError (no Xen here, no such domain), Conflict.
+        Raises: InvalidArgument (no domain can have that number), NotSupported (no Xen's libraries, or too old),
+        HypervisorError (no Xen here, no such domain), Conflict.
         """
+        if domid not in _NUMBERS:
+            raise InvalidArgument(f"domain {domid}: they have numbers 0 to {_NUMBERS[-1]}, which xl list shows")
         self.domid = domid
         self.type = DomainType.of(intx) if intx is not None else domain_type(domid)
         """What the domain can deliver; read before the process is restricted."""
@@ -85,11 +90,11 @@ class Domain:
         self._ended = threading.Event()
         self._guard = threading.RLock()  # of plugging and closing; taken before any other
         self._threads: list[threading.Thread] = []
-        self._closing = False
         self._mappers: dict[Attachment, ForeignMapper] = {}
         self._windows: dict[Attachment, list[PassedWindow]] = {}
         self._shelf = Shelf()
         self._helper = helper or Helper(domid)
+        others = has_device_model(domid)  # asked before the process is restricted, too
         self._handles = Handles(domid, restrict=restrict)
         try:
             self.server = IoreqServer(self._handles)
@@ -104,7 +109,7 @@ class Domain:
                     NativeVcpu(self._native, index, channel, EVENT_CHANNEL.call("xenevtchn_fd", channel), port)
                     for index, (channel, port) in enumerate(zip(self._handles.channels, self.server.ports, strict=True))
                 ]
-                self.bridge = Bridge(self._native, self.server, host_bridge=self.host_bridge)
+                self.bridge = Bridge(self._native, self.server, host_bridge=self.host_bridge, others=others)
                 """What is plugged, and where it answers."""
                 self.emulator = Emulator(domid, self._native, self.server)
                 """Pages whose stores come here."""
@@ -117,11 +122,15 @@ class Domain:
         except BaseException:
             self._handles.close()
             raise
-        for index, vcpu in enumerate(self._vcpus):
-            name = f"xen domain {domid} processor {index}"
-            thread = threading.Thread(target=self._serve, args=(index, vcpu), name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        try:
+            for index, vcpu in enumerate(self._vcpus):
+                name = f"xen domain {domid} processor {index}"
+                thread = threading.Thread(target=self._serve, args=(index, vcpu), name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
+            self._end("a processor's thread could not be started")
+            raise
 
     def __str__(self) -> str:
         return f"domain {self.domid}"
@@ -163,7 +172,8 @@ class Domain:
             }
 
     def plug(self, device: Device, *, slot: int | None = None, polled: bool = False) -> int:
-        """Attach a device and put it into a PCI slot, the lowest free one unless `slot` says; returns the slot.
+        """Attach a device and put it into a PCI slot; returns the slot. None: the lowest free one, or the highest in an
+        HVM domain of the toolstack's, where QEMU has the low ones.
 
         `polled`: its driver needs no interrupt, so one that the domain can't deliver is no reason to refuse.
 
@@ -213,8 +223,12 @@ class Domain:
     def close(self) -> None:
         """Detach every device, drop every mapping, give the ioreq server back. May be called twice.
 
-        Raises: StateError (a handler does not return).
+        What a model raises that ends a process or a test passes through when that is done.
+
+        Raises: StateError (a handler does not return, or it is a handler that calls).
         """
+        if threading.current_thread() in self._threads:
+            raise StateError(f"{self}: close() waits for handlers, and this is one: let another thread do it")
         self._end("closed")
 
     def __enter__(self) -> Self:
@@ -262,15 +276,16 @@ class Domain:
                     code = int(vcpu.event.detail)
                     self._end_soon(f"the event channel of processor {index} failed with errno {code}")
                     return
-            except Exception:  # a model or plugin may raise anything; the guest's processor goes on
+            except BaseException:  # a model or plugin may raise anything; the guest's processor goes on
                 log.exception("%s: a request of processor %d", self, index)
 
     def _flush(self) -> None:
         """The guest has given memory back."""
-        for mapper in list(self._mappers.values()):
-            mapper.flush()
-        self.emulator.renew()
-        self.tracker.renew()
+        with contextlib.ExitStack() as always:  # last first, whatever a model raises of it
+            always.callback(self.tracker.renew)
+            always.callback(self.emulator.renew)
+            for mapper in list(self._mappers.values()):
+                always.callback(mapper.flush)
 
     def _end_soon(self, reason: str) -> None:
         """From a processor's thread, which the end waits for."""
@@ -283,6 +298,9 @@ class Domain:
                 self._end(reason)
             except StateError as error:
                 log.error("%s; it is waited for", error)  # noqa: TRY400 - no fault of this thread's
+            except BaseException:  # everything has been let go all the same
+                log.exception("%s: a model or plugin at the end", self)
+                return
             else:
                 return
 
@@ -297,15 +315,19 @@ class Domain:
                 thread.join(max(0.0, deadline - time.monotonic()))
             if any(thread.is_alive() for thread in self._threads):
                 raise StateError(f"{self}: a device's handler has not returned for {JOIN_TIMEOUT} s")
-            for plugged in self.bridge.functions:
-                with contextlib.suppress(HypervisorError):
-                    self._release(plugged.slot)
-            self.emulator.close()
-            self.server.close()
-            self._native.free()
-            self._handles.close()
-            self._helper.close()
-            self._ended.set()
+            with contextlib.ExitStack() as always:  # last first, whatever a model raises of it
+                always.callback(self._ended.set)
+                always.callback(self._helper.close)
+                always.callback(self._handles.close)
+                always.callback(self._native.free)
+                always.callback(self.server.close)
+                always.callback(self.emulator.close)
+                for plugged in self.bridge.functions:
+                    always.callback(self._let_go, plugged.slot)
+
+    def _let_go(self, slot: int) -> None:
+        with contextlib.suppress(HypervisorError):
+            self._release(slot)
 
     def _release(self, slot: int) -> None:
         plugged = self.bridge.unplug(slot)

@@ -73,7 +73,9 @@ class Helper:
         numbers = (self._domain, SHELF // PAGE_SIZE, SHELF_SIZE // PAGE_SIZE)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(program), *map(str, numbers)], stdin=theirs.fileno()
+                [sys.executable, "-I", "-S", str(program), *map(str, numbers)],
+                stdin=theirs.fileno(),
+                start_new_session=True,  # Ctrl-C ends who asks it, which has to give pages back first
             )
         self._link = ours
         return ours

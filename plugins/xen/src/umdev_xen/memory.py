@@ -6,6 +6,7 @@ that was destroyed stays as a zombie until then.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from typing import TYPE_CHECKING
@@ -28,6 +29,11 @@ BUCKET = 1 << 20
 """Bytes that are mapped together; a power of two."""
 CACHE = 256 << 20
 """Bytes that a device keeps mapped, unless a domain is opened with another limit."""
+MAPS = 1024
+"""Maps that a device keeps: a guest that has given back every second page makes one of each that is left, and a process
+has 65,530 of them (vm.max_map_count) for all its devices."""
+_ATTEMPTS = 8
+"""For one place: a guest that gives memory back again and again does so in vain."""
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -56,19 +62,22 @@ class ForeignMapper:
     """Service 4 for one device of a domain. Any thread.
 
     Whole buckets are mapped where the guest has memory all over them, else the runs of pages that it has. The oldest
-    are dropped when more than `limit` bytes are mapped, but never one that is pinned, or in which a view is open.
+    are dropped when there are more than `limit` bytes or `MAPS` maps, but never one that is pinned, or in which a view
+    is open.
     """
 
     mechanism = "xenforeignmemory_map, cached; dropped on INVALIDATE requests"
 
     def __init__(self, attachment: Attachment, handles: Handles, limit: int = CACHE) -> None:
         self._memory: AddressSpace = attachment.memory
+        self._device = attachment.native
         self._handles = handles
         self._limit = limit
         self._lock = threading.Lock()  # of what follows; a leaf
         self._cached: dict[Mapping, None] = {}  # oldest first
         self._pins: dict[Mapping, int] = {}
         self._bytes = 0
+        self._flushes = 0
         self._closed = False
         self._cancel = self._memory.on_unmap(self._unmapped, late=True)
 
@@ -84,37 +93,40 @@ class ForeignMapper:
         """
         if space or self._closed:
             return False
-        start = address & ~(BUCKET - 1)
-        known = [(m.iova, m.end) for m in self._memory.mappings if m.iova < start + BUCKET and start < m.end]
-        missing = [
-            page
-            for page in range(start, start + BUCKET, PAGE_SIZE)
-            if not any(first <= page < end for first, end in known)
-        ]
-        found = self._probe(missing)
-        for run in _runs(found):
-            self._add(run)
+        for _ in range(_ATTEMPTS):
+            if self._memory.find(address) is not None:  # another thread was faster
+                return True
+            flushes = self._flushes
+            made = self._map_bucket(address & ~(BUCKET - 1))
+            if flushes == self._flushes:
+                break
+            # What was mapped before Xen took pages away was not there yet when everything was dropped.
+            for mapping in made:
+                self._drop(mapping)
         self._evict()
-        return self._memory.find(address) is not None or any(first <= address < end for first, end in known)
+        return self._memory.find(address) is not None
 
     def flush(self) -> None:
-        """The guest has given memory back: drop everything, pinned or not; models are told by `on_unmap`."""
+        """The guest has given memory back: drop everything, pinned or not; models are told by `on_unmap`.
+
+        What another thread is mapping meanwhile goes as well, before it is used by who asked for it.
+        """
+        with self._lock:
+            self._flushes += 1
         self._memory.unmap_all()
 
-    def mapping_at(self, host: HostVirt, pages: int) -> Mapping:
-        """The map that holds host addresses. Raises: InvalidArgument."""
+    def hold(self, host: HostVirt, pages: int, count: int) -> None:
+        """Keep the map that holds host addresses from being dropped for room; `count` may be negative to undo it.
+
+        Raises: InvalidArgument (they lie in none).
+        """
         with self._lock:
             for mapping in self._cached:
                 first = mapping.host
                 if first is not None and first <= host and host + pages * PAGE_SIZE <= first + mapping.length:
-                    return mapping
+                    self._pins[mapping] = self._pins.get(mapping, 0) + count
+                    return
         raise InvalidArgument(f"{pages} pages at host address {host:#x} lie in no map")
-
-    def hold(self, mapping: Mapping, count: int) -> None:
-        """Keep a map from being dropped for room; `count` may be negative to undo it."""
-        with self._lock:
-            if mapping in self._cached:
-                self._pins[mapping] = self._pins.get(mapping, 0) + count
 
     def close(self) -> None:
         """Map no more; what is mapped goes with the attachment's maps. May be called twice."""
@@ -123,35 +135,41 @@ class ForeignMapper:
 
     # Inside.
 
-    def _probe(self, pages: Sequence[int]) -> list[int]:
-        """Those of the pages that the guest has."""
-        if not pages:
+    def _map_bucket(self, start: int) -> list[Mapping]:
+        """Map what the guest has of a bucket and is not mapped yet; what is new."""
+        known = [(m.iova, m.end) for m in self._memory.mappings if m.iova < start + BUCKET and start < m.end]
+        missing = [
+            page
+            for page in range(start, start + BUCKET, PAGE_SIZE)
+            if not any(first <= page < end for first, end in known)
+        ]
+        if not missing:
             return []
-        mapped = foreign_map(self._handles, [page // PAGE_SIZE for page in pages])
+        mapped = foreign_map(self._handles, [page // PAGE_SIZE for page in missing])
         if mapped is None:
             return []
         address, errors = mapped
-        if not any(errors) and pages[-1] - pages[0] == (len(pages) - 1) * PAGE_SIZE:
-            self._take(pages[0], address, len(pages))
-            return []
-        foreign_unmap(self._handles, address, len(pages))
-        return [page for page, error in zip(pages, errors, strict=True) if not error]
+        if not any(errors) and missing[-1] - missing[0] == (len(missing) - 1) * PAGE_SIZE:
+            return self._take(missing[0], address, len(missing))
+        foreign_unmap(self._handles, address, len(missing))
+        found = [page for page, error in zip(missing, errors, strict=True) if not error]
+        return [mapping for run in _runs(found) for mapping in self._add(run)]
 
-    def _add(self, run: Sequence[int]) -> None:
+    def _add(self, run: Sequence[int]) -> list[Mapping]:
         mapped = foreign_map(self._handles, [page // PAGE_SIZE for page in run])
         if mapped is None:
-            return
+            return []
         if any(mapped[1]):  # the guest gave a page back just now
             foreign_unmap(self._handles, mapped[0], len(run))
-            return
-        self._take(run[0], mapped[0], len(run))
+            return []
+        return self._take(run[0], mapped[0], len(run))
 
-    def _take(self, iova: int, address: int, pages: int) -> None:
+    def _take(self, iova: int, address: int, pages: int) -> list[Mapping]:
         try:
             mapping = self._memory.map(iova, pages * PAGE_SIZE, host=HostVirt(address))
         except Conflict:  # another thread was faster
             foreign_unmap(self._handles, address, pages)
-            return
+            return []
         except BaseException:
             foreign_unmap(self._handles, address, pages)
             raise
@@ -159,20 +177,35 @@ class ForeignMapper:
             if mapping.host is not None:  # else it has been flushed already
                 self._cached[mapping] = None
                 self._bytes += mapping.length
+        return [mapping]
+
+    def _drop(self, mapping: Mapping) -> None:
+        """Whatever is pinned or looked at in it."""
+        if not self._memory.evict(mapping) and self._memory.find(mapping.iova) is mapping:
+            self._memory.unmap(mapping.iova, mapping.length)
+        self._unmapped(mapping)  # if it went before it was counted
+
+    @property
+    def _too_much(self) -> bool:
+        return self._bytes > self._limit or len(self._cached) > MAPS
 
     def _evict(self) -> None:
         """Not under the lock: the device's lock is taken, whose holder may be mapping."""
-        if self._bytes <= self._limit:
+        if not self._too_much:
             return
         with self._lock:
             victims = [mapping for mapping in self._cached if not self._pins.get(mapping)][:-1]
         for mapping in victims:
-            if self._bytes <= self._limit:
+            if not self._too_much:
                 return
-            with self._lock:
-                pinned = self._pins.get(mapping, 0)
-            if not pinned:
-                self._memory.evict(mapping)
+            with self._device_locked():  # whose holder may have pinned it while this thread has waited
+                with self._lock:
+                    pinned = self._pins.get(mapping, 0)
+                if not pinned:
+                    self._memory.evict(mapping)
+
+    def _device_locked(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._device.held else self._device.locked()
 
     def _unmapped(self, mapping: Mapping) -> None:
         with self._lock:
@@ -192,15 +225,12 @@ class MappingPins:
 
     def pin(self, address: HostVirt, pages: int) -> None:
         """Raises: InvalidArgument (not in a map)."""
-        self._mapper.hold(self._mapper.mapping_at(address, pages), pages)
+        self._mapper.hold(address, pages, pages)
 
     def unpin(self, address: HostVirt, pages: int) -> None:
         """Undo one `pin` of the same pages; pages that an unmap has taken are passed over."""
-        try:
-            mapping = self._mapper.mapping_at(address, pages)
-        except InvalidArgument:
-            return
-        self._mapper.hold(mapping, -pages)
+        with contextlib.suppress(InvalidArgument):
+            self._mapper.hold(address, pages, -pages)
 
     def close(self) -> None:
         """The references end with the mappings."""

@@ -44,7 +44,7 @@ class XenBus:
     preference = 10
     serve_options = (
         ServeOption("domain", "The domain, by its number or name (xl list).", required=True),
-        ServeOption("slot", "The PCI slot, 1 to 31; the lowest free one unless given."),
+        ServeOption("slot", "The PCI slot, 1 to 31; else the lowest free one, or the highest beside a QEMU."),
         ServeOption("polled", "Its driver needs no interrupts: serve it where they can't be delivered.", flag=True),
     )
 

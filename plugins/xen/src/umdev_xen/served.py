@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Served"]
 
-_open: dict[int, list[Served]] = {}
-_domains: dict[int, Domain] = {}
+_open: dict[Domain, list[Served]] = {}
 _guard = threading.RLock()
 
 
@@ -38,10 +37,10 @@ class Served:
         self._stopped = threading.Event()
         self._closed = False
         with _guard:
-            domain = _domains.get(domid)
-            if domain is None or domain.ended:
-                domain = _domains[domid] = Domain(domid, host_bridge=host_bridge, restrict=restrict)
-                _open[domid] = []
+            domain = next((known for known in _open if known.domid == domid and not known.ended), None)
+            if domain is None:
+                domain = Domain(domid, host_bridge=host_bridge, restrict=restrict)
+                _open[domain] = []
             elif host_bridge is not None and host_bridge != domain.host_bridge:
                 raise Conflict(
                     f"{domain} is served already, {'with' if domain.host_bridge else 'without'} a host bridge"
@@ -54,7 +53,7 @@ class Served:
             except BaseException:
                 self._leave()
                 raise
-            _open[domid].append(self)
+            _open[domain].append(self)
 
     def run(self) -> None:
         """Wait until the domain has gone, or `stop`."""
@@ -72,7 +71,7 @@ class Served:
                 return
             self._closed = True
             self.stop()
-            _open[self.domain.domid].remove(self)
+            _open[self.domain].remove(self)
             try:
                 self.domain.unplug(self.slot)
             except (StateError, NotFound):  # the domain has gone
@@ -91,7 +90,6 @@ class Served:
         self.stop()
 
     def _leave(self) -> None:
-        domid = self.domain.domid
-        if not _open[domid]:
-            del _open[domid], _domains[domid]
+        if not _open[self.domain]:
+            del _open[self.domain]
             self.domain.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ _IOREQ_SERVER_PAGE, _RAM_PAGE = 4, 0
 """HVMMEM_ioreq_server, HVMMEM_ram_rw (xen/hvm/hvm_op.h)."""
 _WRITES = 2
 """XEN_DMOP_IOREQ_MEM_ACCESS_WRITE."""
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOMEM)
+"""What a call may fail with though nothing is wrong with the domain."""
 
 
 class IoreqServer:
@@ -63,8 +66,8 @@ class IoreqServer:
         """Whether the domain has been destroyed, or is being: Xen takes its servers away first."""
         try:
             self._call("get_ioreq_server_info", ffi.NULL, ffi.NULL, ffi.NULL)
-        except HypervisorError:
-            return True
+        except HypervisorError as error:
+            return error.errno not in _PASSING
         return False
 
     def map_range(self, start: int, length: int, *, io: bool) -> None:

@@ -34,9 +34,10 @@ class Supervisor:
         self._over = False
 
     def run(self) -> int:
-        """Serve the domain until it is not rebooted, or a worker fails: its exit code.
+        """Serve one life of the domain after the other, until a signal comes, or a worker fails: its exit code.
 
-        Waits for a domain of that name if there is none yet. Raises: NotSupported without xenstore, NotFound.
+        Between two lives, and before the first, it waits for a domain of that name. One life is all for `once`, and for
+        a domain given by its number. Raises: NotSupported without xenstore.
         """
         self._wake, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -90,7 +91,8 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 os.write(write, b"!")
             if self._worker is not None:
-                os.kill(self._worker, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it has been waited for this very moment
+                    os.kill(self._worker, signal.SIGTERM)
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -15,7 +15,7 @@ from .libraries import STORE, failure, ffi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DomainType", "domain_type", "find_domain", "named", "read", "wait_for"]
+__all__ = ["DomainType", "domain_type", "find_domain", "has_device_model", "named", "read", "wait_for"]
 
 _SOCKETS = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 
@@ -40,6 +40,11 @@ class DomainType(enum.Enum):
 def domain_type(domid: int) -> DomainType:
     """As libxl notes it down; HVM for a domain that it knows nothing of."""
     return DomainType.PVH if read(f"/libxl/{domid}/type") == "pvh" else DomainType.HVM
+
+
+def has_device_model(domid: int) -> bool:
+    """Whether the toolstack gives the domain a QEMU with the devices of a PC, as libxl does for every HVM domain."""
+    return read(f"/libxl/{domid}/type") == "hvm"
 
 
 def read(path: str) -> str | None:

@@ -126,6 +126,32 @@ def test_run_follows_a_domain_through_a_reboot(guest, start, domains):
     assert code == 0, said
 
 
+def test_run_takes_attributes_and_a_number(guest, start, tmp_path):
+    place = tmp_path / "port"
+    process = start("run", "--xen", str(guest.domid), f"mtty-1,port0=unix:{place}", "edu")
+    wait_for(process, "0000:00:02.0 edu")
+    assert place.is_socket()
+    guest.destroy()
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--xen", "4242", "edu"), 1, "no such domain"),
+        (("--xen", "70000", "edu"), 2, "numbers 0 to 32751"),
+        (("--xen", "nobody", "edu,speed=1"), 2, "no attribute 'speed'"),
+    ],
+)
+def test_run_says_what_is_wrong(start, arguments, code, text):
+    process = start("run", *arguments)
+    _, said = process.communicate(timeout=SECONDS)
+    assert text in said
+    assert "Traceback" not in said
+    assert process.returncode == code
+
+
 def test_doctor_knows_this_dom0(start):
     process = start("doctor", "--json")
     said, _ = process.communicate(timeout=SECONDS)

@@ -1,6 +1,7 @@
 """Slots, BARs that move, pass-through, mappings, and the end of a domain."""
 
 import gc
+import subprocess
 import threading
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from umdev_xen import Domain, DomainType
 pytestmark = pytest.mark.xen
 SECONDS = 200.0  # for what takes milliseconds on an idle machine
 BAR0, BAR2, BAR3 = 0xF000_0000, 0xF020_0000, 0xF030_0000
+GIVE_BACK = (  # the page at 3 MiB
+    # The hypercall page's address goes to MSR 0x40000000 (xen/arch-x86/cpuid.h: leaf 0x40000002, EBX).
+    "mov ecx, 0x40000000\nmov eax, 0x20000\nxor edx, edx\nwrmsr\n"
+    # struct xen_memory_reservation of a 32-bit domain: extents, count, order, flags, domid (DOMID_SELF).
+    "mov dword ptr [0x21000], 0x21100\nmov dword ptr [0x21004], 1\nmov dword ptr [0x21008], 0\n"
+    "mov dword ptr [0x2100c], 0\nmov dword ptr [0x21010], 0x7ff0\nmov dword ptr [0x21100], 0x300\n"
+    "mov ebx, 1\nmov ecx, 0x21000\nmov eax, 0x20000 + 12 * 32\ncall eax\nmov [0x8000], eax\nexit 1\n"
+)
 
 
 def test_several_devices_and_bars_that_move(guest, domain, sample, results):
@@ -143,22 +152,94 @@ def test_memory_given_back_is_dropped(guest, domain, sample):
         sample.config.write(4, b"\x07\x00")
     sample.memory.read(0x30_0000, 1)
     assert domain.mapper(sample.attachment).mapped
-    guest.load(
-        payload(
-            # The hypercall page's address goes to MSR 0x40000000 (xen/arch-x86/cpuid.h: leaf 0x40000002, EBX).
-            "mov ecx, 0x40000000\nmov eax, 0x20000\nxor edx, edx\nwrmsr\n"
-            # struct xen_memory_reservation of a 32-bit domain: extents, count, order, flags, domid (DOMID_SELF).
-            "mov dword ptr [0x21000], 0x21100\nmov dword ptr [0x21004], 1\nmov dword ptr [0x21008], 0\n"
-            "mov dword ptr [0x2100c], 0\nmov dword ptr [0x21010], 0x7ff0\nmov dword ptr [0x21100], 0x300\n"
-            "mov ebx, 1\nmov ecx, 0x21000\nmov eax, 0x20000 + 12 * 32\ncall eax\nmov [0x8000], eax\nexit 1\n"
-        )
-    )
+    guest.load(payload(GIVE_BACK))
     assert guest.run(SECONDS) == 1
     assert guest.read(0x8000, 4) == b"\x01\0\0\0", "one page given back"
     assert not domain.mapper(sample.attachment).mapped
     with pytest.raises(NotMapped):
         sample.memory.read(0x30_0000, 1)
     assert sample.memory.read(0x2F_F000, 1) == b"\0"
+
+
+def test_what_a_model_raises_ends_neither_a_processor_nor_the_rest(guest, domain, sample, domains):
+    """`sys.exit()` in `on_unmap`: it would end the processor's thread, and later the one that lets everything go."""
+    from umdev_edu import Edu
+
+    class Leaving(type(sample)):
+        def on_unmap(self, mapping):
+            raise SystemExit("on purpose")
+
+    with Leaving() as first, Edu() as second:
+        for device in (first, second):
+            domain.plug(device)
+            with device.locked():
+                device.config.write(4, b"\x07\x00")
+            device.memory.read(0x30_0000, 1)
+        guest.load(payload(GIVE_BACK))
+        assert guest.run(SECONDS) == 1, "the processor goes on"
+        assert [domain.mapper(device.attachment).mapped for device in (first, second)] == [0, 0]
+        for device in (first, second):
+            device.memory.read(0x10_0000, 1)
+        number = guest.domid
+        guest.destroy()
+        assert domain.wait(SECONDS)
+        assert [first.attachment, second.attachment] == [None, None]
+        assert number not in domains.domains(), "no zombie"
+
+
+def test_a_handler_closes_nothing(guest, domain, sample):
+    slot = domain.plug(sample)
+    refused = []
+
+    def hold():
+        with pytest.raises(StateError, match=r"close\(\) waits for handlers, and this is one") as error:
+            domain.close()
+        refused.append(error)
+
+    sample.hold = hold
+    guest.load(
+        payload(
+            f"config_write {slot}, 0x10, {BAR0:#x}\nconfig_write {slot}, 4, 2\nmov dword ptr [{BAR0 + 0x44:#x}], 1\n"
+            f"mov eax, [{BAR0:#x}]\nmov [0x8000], eax\nexit 1\n"
+        )
+    )
+    assert guest.run(SECONDS) == 1
+    assert len(refused) == 1
+    assert guest.read(0x8000, 4) == b"\x1e\x3b\x5a\0", "and nothing has ended"
+
+
+def test_without_threads_nothing_is_left(make_guest, sample, monkeypatch):
+    guest = make_guest(vcpus=2)
+    Domain(guest.domid).close()
+    before = open_things()
+    start = threading.Thread.start
+
+    def fail(thread):
+        if thread.name.endswith("processor 1"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Domain(guest.domid)
+    assert open_things() == before
+    with Domain(guest.domid) as domain:
+        assert domain.plug(sample) == 1
+
+
+def test_qemus_slots_are_left_alone(guest, sample, results):
+    """Xen sends accesses to the device model that came last: QEMU's ISA bridge, slot 1, would vanish, or the device."""
+    path = f"/libxl/{guest.domid}"
+    subprocess.run(["xenstore-write", f"{path}/type", "hvm"], check=True)
+    try:
+        with Domain(guest.domid) as domain:
+            assert domain.plug(sample) == 31
+            guest.load(payload("config_read 31, 0\nresult 0\nconfig_read 1, 0\nresult 1\nexit 1\n"))
+            assert guest.run(SECONDS) == 1
+            assert results(guest, 2) == [0x5A3B1234, 0xFFFFFFFF]
+    finally:
+        subprocess.run(["xenstore-rm", path], check=True)
 
 
 def test_intx_where_no_controller_is(make_guest):

@@ -290,9 +290,14 @@ static void test_interrupts(void)
     umdev_xen_wire_message(wire, UMDEV_IRQ_MSI, 3, 0, 0);
     CHECK(told_address == 0xFEE02000 && told_data == 0x43);
     umdev_xen_wire_message(wire, UMDEV_IRQ_MSIX, 1, 0x1000, 1);
+    /* A guest that takes messages as event channels: interrupt 0x1234, and a vector where nobody is. */
+    umdev_xen_wire_message(wire, UMDEV_IRQ_MSIX, 1, 0x12FEE34000, 0x300);
+    CHECK(told_address == 0x12FEE34000 && told_data == 0x300);
+    umdev_xen_wire_message(wire, UMDEV_IRQ_MSIX, 1, 0x12FEE34000, 0x341);
+    CHECK(told_data == 0x300);
     umdev_xen_counters counters;
     umdev_xen_read_counters(domain, &counters);
-    CHECK(counters.messages == 2 && counters.lost == 1);
+    CHECK(counters.messages == 3 && counters.lost == 2);
     umdev_xen_wire_free(wire);
     umdev_xen_free(domain);
 }

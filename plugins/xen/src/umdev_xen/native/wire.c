@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-#define INTERRUPTS 0xFEEu /* bits 63:20 of a message's address (Intel SDM volume 3A, "Message Address Register Format") */
+#define INTERRUPTS 0xFEEu /* bits 31:20 of a message's address (Intel SDM volume 3A, "Message Address Register Format") */
+#define VECTOR 0xFFu
 
 struct umdev_xen_wire {
     umdev_xen *domain;
@@ -63,8 +64,11 @@ void umdev_xen_wire_message(void *context, uint32_t index, uint32_t vector, uint
         data = (wire->data & ~(wire->count - 1)) | (vector & (wire->count - 1));
         pthread_mutex_unlock(&wire->mutex);
     }
-    /* Elsewhere a message is a store to memory, and means nothing. */
-    bool sent = address >> 20 == INTERRUPTS &&
+    /* Elsewhere a message is a store to memory, and means nothing. With vector 0 it stands for an event channel: the
+     * guest has written the number of its physical interrupt in place of a destination, bits 31:8 of it into the upper
+     * half (hvm_inject_msi, xen/arch/x86/hvm/irq.c). */
+    bool interrupt = (uint32_t)address >> 20 == INTERRUPTS && (address >> 32 == 0 || !(data & VECTOR));
+    bool sent = interrupt &&
                 !domain->calls.inject_msi(domain->calls.device_model, domain->id, address & ~(uint64_t)3, data);
     umdev_xen_count(sent ? &domain->messages : &domain->lost);
 }
