@@ -28,7 +28,10 @@ class ResetRegisters(Block["Vgpu"]):
 
     @gdrst.on_write
     def reset_engines(self, value: int) -> None:
-        """Done before the write returns: nothing that the engines ran before writes memory or interrupts after it."""
+        """Done before the write returns: nothing that the engines ran before writes memory or interrupts after it.
+
+        Where memory is reached by message, one that has been sent to the client is the client's to carry out.
+        """
         self.gdrst.value = 0
         for engine in self.device.engines:
             if value & (FULL_RESET | 1 << engine.spec.reset_bit):
