@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -72,6 +73,21 @@ def test_show_names_who_does_not_answer(
     said = capsys.readouterr()
     assert said.out == ""
     assert f"umdev: {A} does not answer: the process in " in said.err
+
+
+def test_stop_meets_a_process_that_has_just_ended(
+    toys: Umdev, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys("start", "-u", A, *TOY)
+    (pid,) = toys.processes()
+
+    def too_late(_pid: int) -> int:
+        raise ProcessLookupError(errno.ESRCH, "No such process")
+
+    monkeypatch.setenv("UMDEV_RUNTIME_DIR", str(toys.runtime))
+    monkeypatch.setattr(os, "pidfd_open", too_late)
+    assert run(["stop", A]) == 3
+    assert f"umdev: NotFound: {A} is not running: process {pid} has just ended\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [(A,), (A, "--query", "echo")])

@@ -69,7 +69,7 @@ def test_list_show_query_and_stop_reach_them(holding: Umdev) -> None:
     assert holding.json("show", A, "--query", "echo", "--json")["pid"] == process.pid
     assert "Conflict" in holding.fails(5, "start", A)
     assert holding.out("stop", "-u", A) == ""
-    assert process.communicate(timeout=30)[0] == "over\n"
+    assert process.communicate(timeout=60)[0] == "over\n"
     assert process.returncode == 0
     assert (holding.left(), holding.out("list")) == ([], "")
 
@@ -79,7 +79,7 @@ def test_two_devices_of_a_parent_that_shares_share_a_host(holding: Umdev) -> Non
     assert {holding.json("show", uuid, "--json")["pid"] for uuid in uuids} == {process.pid}
     assert "share one process" in holding.fails(5, "serve", "toy-in-box", "--bus", "tap")
     holding("stop", "-u", uuids[1])
-    assert process.communicate(timeout=30)[0] == "over\n"
+    assert process.communicate(timeout=60)[0] == "over\n"
     assert holding.left() == []
 
 

@@ -27,7 +27,7 @@ class TestServe:
 
     def ended(self, process: subprocess.Popen[str]) -> int:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         return process.returncode
 
     def test_by_type(self, toys: Umdev) -> None:
@@ -70,7 +70,7 @@ class TestServe:
         )
         toys("stop", "-u", B)
         toys("stop", "-u", A)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         assert process.returncode == 0
         assert toys.left() == []
 

@@ -162,7 +162,7 @@ def test_one_line(error: Exception, text: str) -> None:
 
 class TestWaiting:
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)

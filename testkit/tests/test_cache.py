@@ -99,7 +99,7 @@ def filling(tmp_path):
     assert child.stdout.readline() == "filling\n"
     yield child
     child.kill()
-    child.communicate(timeout=10)
+    child.communicate(timeout=60)
 
 
 def test_a_busy_cache_names_the_process(tmp_path, filling, capsys):
@@ -118,7 +118,7 @@ def test_the_second_process_takes_what_the_first_one_made(tmp_path, filling):
 
 def test_a_killed_process_leaves_no_lock_and_no_half_entry(tmp_path, filling):
     os.kill(filling.pid, signal.SIGKILL)
-    filling.wait(10)
+    filling.wait(60)
     folder = cache.entry("thing", fill_with("ours"), folder=tmp_path, wait=10)
     assert not (folder / "half").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "thing"]
