@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from umdev.device import (
     Window,
 )
 from umdev.errors import HypervisorError, NotSupported
+from umdev.hypervisor import open_userfault
 from umdev_kvm import Machine, OutcomeKind
 from umdev_kvm.linux import KERNEL
 from umdev_kvm.probe import why_partial
@@ -166,6 +168,15 @@ def make_machine(request: pytest.FixtureRequest, sample: Sample) -> Iterator[Cal
     yield make
     for machine in made:
         machine.close()
+
+
+@pytest.fixture
+def userfault():
+    """This user may have a userfaultfd, which TRAP and TRACK need."""
+    try:
+        os.close(open_userfault().descriptor)
+    except NotSupported as error:
+        pytest.skip(f"{error} {ELSEWHERE}")
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import time
 
 import pytest
 from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register, State
-from umdev.errors import NotSupported, StateError
+from umdev.errors import StateError
 from umdev_kvm import Posted
 from umdev_testkit.payloads import assemble
 
-from .conftest import ELSEWHERE, until
+from .conftest import until
 
 pytestmark = pytest.mark.kvm
 
@@ -180,15 +180,12 @@ def test_a_handler_pauses_while_posted_stores_wait_for_it(acting):
     assert (before, device.stores) == ([0], 1)
 
 
-def test_a_handler_pauses_while_a_store_waits_for_it_or_is_refused(acting, monkeypatch):
+def test_a_handler_pauses_while_a_store_waits_for_it_or_is_refused(userfault, acting, monkeypatch):
     """Some KVMs let a processor leave in the middle of a fault, others don't: the handler waits for ever with none."""
     machine, device = acting
     monkeypatch.setattr("umdev_kvm.machine.STOP_SECONDS", 1)
     device.address_space.bus_master = True
-    try:
-        device.memory.protect(ProtectMode.TRAP, [Iova(0x20_0000)], lambda _: None)
-    except NotSupported as error:
-        pytest.skip(f"{error} {ELSEWHERE}")
+    device.memory.protect(ProtectMode.TRAP, [Iova(0x20_0000)], lambda _: None)
     said = []
 
     def pause():

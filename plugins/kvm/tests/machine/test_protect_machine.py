@@ -1,6 +1,5 @@
 """Write-protection of a machine's own memory, in all three modes, with two processors that store."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -9,13 +8,10 @@ from collections import defaultdict
 
 import pytest
 from umdev.device import Block, Device, Iova, MemoryBar, PciId, ProtectMode, Register, State
-from umdev.errors import HypervisorError, InvalidArgument, NotMapped, NotSupported, ProtectError, StateError
-from umdev.hypervisor import open_userfault
+from umdev.errors import HypervisorError, InvalidArgument, NotMapped, ProtectError, StateError
 from umdev_kvm import OutcomeKind
 from umdev_kvm.emulate import RUNS_MAX
 from umdev_testkit.payloads import assemble
-
-from .conftest import ELSEWHERE
 
 pytestmark = pytest.mark.kvm
 
@@ -117,12 +113,8 @@ def watcher():
 
 
 @pytest.fixture
-def storm(watcher, make_machine):  # in this order: the machine ends first
+def storm(userfault, watcher, make_machine):  # in this order: the machine ends first
     """`storm(pages, stores)`: run it on a machine with two processors and the watcher; the machine."""
-    try:
-        os.close(open_userfault().descriptor)
-    except NotSupported as error:
-        pytest.skip(f"{error} {ELSEWHERE}")
     machine = make_machine(memory=MEMORY, vcpus=2)
     machine.firmware.enable(machine.plug(watcher))
     for page in ALL:
