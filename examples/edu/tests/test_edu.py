@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import umdev_edu.device
+from umdev.device import DeviceContext, ManualClock
 from umdev_edu import Edu
 
 IDENT, LIVENESS, FACTORIAL, STATUS, IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x00, 0x04, 0x08, 0x20, 0x24, 0x60, 0x64
@@ -55,6 +56,21 @@ def test_identity_and_liveness(edu):
 def test_factorial_is_modulo_a_register(edu, n):
     expected = math.factorial(n) % 2**32 if n < 1000 else 0
     assert factorial(edu.bars[0], n) == expected
+
+
+def test_what_is_asked_for_again_meanwhile_is_done_once(loopback_function):
+    clock = ManualClock()
+    function = loopback_function(Edu(DeviceContext(clock=clock)))
+    bar, page = function.bars[0], function.allocate(4096)
+    bar.write32(STATUS, 0x80)
+    with function.enable_interrupts("msi") as interrupts:
+        for n in (9, 7, 5):
+            bar.write32(FACTORIAL, n)
+        for _ in range(3):
+            dma(bar, BUFFER, page.address, 4, TO_GUEST | RAISE)
+        clock.advance(1)
+        assert bar.read32(FACTORIAL) == 120
+        assert interrupts.wait(timeout=0) == 2
 
 
 def test_factorial_interrupts_when_asked(edu):

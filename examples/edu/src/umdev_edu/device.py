@@ -57,12 +57,12 @@ class EduRegisters(Block["Edu"]):
 
     @factorial.on_write
     def compute(self, value: int) -> None:
+        if not self.status.computing:  # else the last number that comes is the one
+            self.device.after(0, self.computed)
         self.status.computing = True
-        self.device.after(0, self.computed)
 
     def computed(self) -> None:
-        n = self.factorial.value
-        self.factorial.value = math.factorial(n) if n < 34 else 0  # modulo 2**32; 34! has 32 factors of two
+        self.factorial.value = math.factorial(min(self.factorial.value, 34))  # 34! is 0 modulo 2**32
         self.status.computing = False
         if self.status.raise_irq:
             self.raise_irq(0x1)
@@ -79,8 +79,8 @@ class EduRegisters(Block["Edu"]):
             self.device.interrupts.lower()
 
     @dma_command.on_write
-    def command(self, value: int) -> None:
-        if self.dma_command.start:
+    def command(self, value: int, old: int) -> None:
+        if self.dma_command.start and not old & 1:  # not twice before the first is done
             self.device.after(0.1, self.transfer)
 
     def transfer(self) -> None:
