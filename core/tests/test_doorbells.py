@@ -34,7 +34,7 @@ from umdev.device import (
     State,
 )
 from umdev.driver import Function
-from umdev.errors import DeclarationError, InvalidArgument, MappingPoisoned, StateError
+from umdev.errors import DeclarationError, InvalidArgument, MappingPoisoned, StateError, TransportError
 from umdev.loopback.function import LoopbackFunction
 
 
@@ -325,6 +325,19 @@ def test_only_what_is_declared_is_connected(
 ) -> None:
     with pytest.raises(InvalidArgument, match="no such doorbell"):
         function.attachment.connect_doorbell(Doorbell(region, RegionOffset(offset), width, value))
+
+
+def test_bells_for_which_there_is_no_thread_are_refused(
+    function: LoopbackFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransportError, match="no thread is left for doorbells"):
+            function.doorbells(0)
+    assert function.doorbells(0)
 
 
 def test_the_drivers_view(device: Rung, function: LoopbackFunction) -> None:

@@ -205,8 +205,41 @@ print("done")
 """
 
 
-def test_a_forked_child_that_closes_takes_nothing_from_its_parent():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+FORKED_IN_A_HANDLER = """
+import os, signal, threading, warnings
+from umdev.device import Block, Device, MemoryBar, PciId, Register
+from umdev.loopback import bus
+warnings.simplefilter("ignore", DeprecationWarning)
+entered, go_on = threading.Event(), threading.Event()
+class Slow(Block):
+    slow = Register(0)
+    @slow.on_write
+    def wait(self, value):
+        entered.set()
+        go_on.wait()
+class Held(Device):
+    pci = PciId(vendor=1, device=2, class_code=0)
+    bar0 = MemoryBar(0, Slow, size=4096)
+with Held() as device, bus.open_function(device) as function:
+    function.enable()
+    thread = threading.Thread(target=function.bars[0].write32, args=(0, 1))
+    thread.start()
+    entered.wait()
+    if not os.fork():
+        signal.alarm(30)  # the handler's thread is not here, and the device lock is held for ever
+        function.close()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+    go_on.set()
+    thread.join()
+    assert function.bars[0].read32(0) == 1
+print("done")
+"""
+
+
+@pytest.mark.parametrize("script", [FORKED, FORKED_IN_A_HANDLER])
+def test_a_forked_child_that_closes_takes_nothing_from_its_parent(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "done\n", done
 
 

@@ -169,17 +169,23 @@ def test_overlaps_and_splits_are_refused_and_change_nothing(space, memfd):
     assert [mapping.iova for mapping in space.unmap(0, MIB)] == [0x4000]
 
 
-def test_a_map_that_is_interrupted_is_not_there(space, memfd, monkeypatch):
+@pytest.mark.parametrize("last", ["C", "its start", "all"])
+def test_a_map_that_is_interrupted_is_not_there(space, memfd, monkeypatch, last):
     """Ctrl-C may come when C has the map already: what it points to is unmapped."""
+    before = space.map(0x1000, 0x1000, descriptor=memfd)
 
-    def interrupt(result):
+    def interrupt(maps, mapping):
+        if last != "C":
+            maps.starts.insert(0, mapping.iova)
+        if last == "all":
+            maps.maps.insert(0, mapping)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("umdev.memory.address_space.check_table", interrupt)
+        patch.setattr("umdev.memory.space_maps.SpaceMaps.add", interrupt)
         with pytest.raises(KeyboardInterrupt):
             space.map(0, 0x1000, descriptor=memfd)
-    assert (space.count, space.mappings) == (0, [])
+    assert (space.count, space.mappings) == (1, [before])
     with pytest.raises(NotMapped):
         space.read(0, 4)
     space.map(0, 0x1000, descriptor=memfd)

@@ -55,7 +55,7 @@ def live():
     bed.queue.close()
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -255,6 +255,25 @@ def test_work_for_which_there_is_no_thread_is_refused_and_the_next_runs(live, mo
     live.queue.after(0, live.note("next"))
     until(lambda: live.ran)
     assert live.ran == [("next", True)]
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_none_behind(live, monkeypatch):
+    """Ctrl-C may come when the new thread runs already."""
+    before, start = threading.active_count(), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            live.queue.after(0, live.note("interrupted"))
+    until(lambda: threading.active_count() == before)
+    live.queue.after(0, live.note("next"))
+    until(lambda: live.ran)
+    live.queue.close()
+    assert (live.ran, threading.active_count()) == ([("next", True)], before)
 
 
 def test_a_closed_queue_takes_nothing(live):

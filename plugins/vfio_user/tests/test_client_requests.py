@@ -222,7 +222,7 @@ class Tiny(Device):
     pci = PciId(1, 2, 3)
     bar = MemoryBar(0, Regs, size=4096)
 device = Tiny()
-with bus.open_function(device, share_memory=sys.argv[1] == "shared") as function:
+with device, bus.open_function(device, share_memory=sys.argv[1] == "shared") as function:
     function.enable()
     buffer = function.allocate(4096)
     if not os.fork():
@@ -234,7 +234,6 @@ with bus.open_function(device, share_memory=sys.argv[1] == "shared") as function
             sys.exit(7)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
     assert function.bars[0].read32(0) == 7
-device.close()
 print("done")
 """
 

@@ -62,14 +62,17 @@ class DoorbellWatch:
 
     def _started(self) -> Any:
         if self._thread is None:
-            error = ffi.new("int *")
-            pointer = lib.umdev_doorbells_new(self._native.pointer, error)
-            self._checked(error[0])
+            code = ffi.new("int *")
+            pointer = lib.umdev_doorbells_new(self._native.pointer, code)
+            self._checked(code[0])
             pointer = ffi.gc(pointer, lib.umdev_doorbells_free)
             # The thread's own references let it outlive a `close` that could not wait.
             name = f"umdev-doorbells-{self._native.name}"
             thread = threading.Thread(target=_run, args=(pointer, self._native), name=name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise TransportError(f"{self._native.name}: no thread is left for doorbells: {error}") from error
             self._pointer, self._thread = pointer, thread
         return self._pointer
 

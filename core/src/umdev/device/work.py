@@ -154,7 +154,7 @@ class WorkQueue:
     def _wait(self) -> bool:
         """Until an item is due; False when the queue closes."""
         with self._wake:
-            while not self._closed:
+            while not self._closed and self._thread is threading.current_thread():  # else `after` was interrupted
                 timeout = None
                 if self._heap and not self._clock.paused:
                     timeout = (self._heap[0].due_ns - self._clock.now_ns) / NANOSECONDS

@@ -169,7 +169,7 @@ def _probe(config: ConfigView, index: int) -> ProbedBar | None:
         high, high_mask = _size_mask(config, at + 4, 0xFFFF_FFFF)
         address, bits = address | high << 32, bits | high_mask << 32
     if not bits:
-        return None  # no bit of the address can be written: there is nothing to place
+        return None  # all bits of its address read 0, whatever is written: there is nothing to place
     size = -bits & (1 << (64 if wide else 32)) - 1
     return ProbedBar(index, size, "memory64" if wide else "memory32", bool(mask & 8), address)
 

@@ -66,13 +66,18 @@ class LoopbackFunction(AttachedFunction):
     def close(self) -> None:
         """Detach the device, with a reset as for a lost client. Buffers that were not freed end here.
 
-        In a process that was forked since, the device is not reset: its windows are the memory of both.
+        In a process that was forked since, nothing is told to the device: its windows are the memory of both, and what
+        its parent's threads held stays locked there.
         """
+        if os.getpid() != self._pid:
+            self.device.release_attachment(self.attachment)
+            self.guest.close()
+            return
         with self._closing:
             self.close_doorbells()
             try:
                 if self.attachment.state is not AttachmentState.DETACHED:
-                    self.attachment.detach(ResetKind.CLIENT_LOST if os.getpid() == self._pid else None)
+                    self.attachment.detach(ResetKind.CLIENT_LOST)
             finally:
                 self.guest.close()
 

@@ -155,6 +155,7 @@ class AddressSpace:
             except BaseException:
                 # Ctrl-C may come when C has the map already, whose memory goes with `backing`.
                 lib.umdev_memory_remove(self.pointer, space, iova, end - 1)
+                maps.discard(mapping)
                 if host is not None and backing is not None:
                     backing.give_back()
                 raise

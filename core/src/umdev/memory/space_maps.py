@@ -38,6 +38,14 @@ class SpaceMaps:
         self.starts.insert(index, mapping.iova)
         self.maps.insert(index, mapping)
 
+    def discard(self, mapping: Mapping) -> None:
+        """`mapping` may be here, or half of it, where `add` was interrupted."""
+        index = bisect_left(self.starts, mapping.iova)
+        if self.starts[index : index + 1] == [mapping.iova]:
+            del self.starts[index]
+        if self.maps[index : index + 1] == [mapping]:
+            del self.maps[index]
+
     def drop(self, mapping: Mapping) -> None:
         """`mapping` is here."""
         index = bisect_left(self.starts, mapping.iova)

@@ -5,9 +5,9 @@
 #include <pthread.h>
 #include <signal.h>
 
-/* Blocks all signals in the calling thread but those that the processor raises: to block one of these ends the process
- * when it comes (sigprocmask(2)), and a client that shrinks its file makes any thread meet SIGBUS, which the guard is
- * for. *before: for umdev_signals_restore. */
+/* Blocks all signals in the calling thread but those that its own instructions raise: to block one of these ends the
+ * process when it comes (sigprocmask(2)), and a client that shrinks its file makes any thread meet SIGBUS, which the
+ * guard is for. *before: for umdev_signals_restore. */
 static inline void umdev_signals_block(sigset_t *before)
 {
     sigset_t others;
@@ -16,6 +16,8 @@ static inline void umdev_signals_block(sigset_t *before)
     sigdelset(&others, SIGSEGV);
     sigdelset(&others, SIGILL);
     sigdelset(&others, SIGFPE);
+    sigdelset(&others, SIGTRAP);
+    sigdelset(&others, SIGSYS);
     pthread_sigmask(SIG_SETMASK, &others, before);
 }
 

@@ -388,6 +388,8 @@ class Machine:
             return
         if os.getpid() != self._process:  # with neither the threads nor what they had locked
             self._closed = True
+            for plugged in self.bridge.plugged.values():
+                plugged.attachment.device.release_attachment(plugged.attachment)
             self._vm.abandon()
             self._close_files()
             return

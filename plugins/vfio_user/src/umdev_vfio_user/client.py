@@ -133,6 +133,7 @@ class Client:
         Raises: InvalidArgument, Conflict, NotSupported or TransportError with the server's errno; InvalidArgument for
         a bad descriptor; Disconnected; TransportError with ETIMEDOUT.
         """
+        self._expect_own()
         with self._changed:
             self._check()
             number, data = self._connection.request(command, payload, taken=self._replies)
@@ -156,6 +157,7 @@ class Client:
 
     def post(self, command: Command, payload: bytes = b"") -> None:
         """A request that the server never answers. Raises: Disconnected."""
+        self._expect_own()
         with self._changed:
             self._check()
             _, data = self._connection.request(command, payload, reply=False)
@@ -216,11 +218,14 @@ class Client:
 
     # Inside. `_changed` is held where a docstring says so.
 
+    def _expect_own(self) -> None:
+        """Before any lock: in a forked process, a thread that is not there may hold it."""
+        if os.getpid() != self._pid:
+            raise Disconnected("no connection: it belongs to the process that forked this one")
+
     def _check(self) -> None:
         if self._abandoned is not None:
             raise Disconnected(f"no connection: {str(self._abandoned) or type(self._abandoned).__name__}")
-        if os.getpid() != self._pid:
-            raise Disconnected("no connection: it belongs to the process that forked this one")
 
     def _abandon(self, reason: BaseException) -> None:
         """`_changed` is held."""

@@ -358,8 +358,9 @@ class Server:
             self._held.close()
 
     def _close_copy(self) -> None:
-        """In a forked process: the connection, the socket's file and the device are the other's, and stay."""
+        """In a forked process: the connection, the socket's file and what the device does are the other's, and stay."""
         self._closed = True
+        self.device.release_attachment(self.attachment)
         os.close(self._wake)
         for end in (self._listener, self._connected):
             if end is not None:
