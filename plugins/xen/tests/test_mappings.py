@@ -103,6 +103,35 @@ def test_maps_are_counted_as_bytes_are(guest, attachment):
     assert not fill(mapper, 4096)
 
 
+def test_the_page_that_was_asked_for_stays_where_all_room_is_pinned(guest, attachment):
+    mapper = ForeignMapper(attachment, None)
+    pins = MappingPins(mapper)
+    guest.gone = lambda frame: frame % 2
+    for number in range(8):
+        assert fill(mapper, number * BUCKET)
+    pinned = attachment.memory.mappings
+    assert len(pinned) == mappings.MAPS
+    for mapping in pinned:
+        pins.pin(mapping.host, 1)
+    assert fill(mapper, 8 * BUCKET)
+    assert attachment.memory.mappings[:-1] == pinned
+    assert attachment.memory.mappings[-1].iova == 8 * BUCKET
+
+
+def test_what_was_mapped_before_pages_went_is_not_kept_where_mapping_fails(guest, attachment):
+    """Every second page is another map: the first is made while the guest gives memory back, the next can't be."""
+    mapper = ForeignMapper(attachment, None)
+    guest.gone = lambda frame: frame % 2
+
+    def fail():
+        raise MemoryError
+
+    guest.meanwhile = [fail, mapper.flush, lambda: None]
+    with pytest.raises(MemoryError):
+        fill(mapper, 0)
+    assert (mapper.mapped, attachment.memory.count) == (0, 0)
+
+
 def test_who_has_the_lock_pins_what_was_about_to_go(guest, attachment):
     mapper = ForeignMapper(attachment, None, limit=2 * BUCKET)
     pins = MappingPins(mapper)

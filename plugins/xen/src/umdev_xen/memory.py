@@ -97,13 +97,10 @@ class ForeignMapper:
             if self._memory.find(address) is not None:  # another thread was faster
                 return True
             flushes = self._flushes
-            made = self._map_bucket(address & ~(BUCKET - 1))
+            self._map_bucket(address & ~(BUCKET - 1), flushes)
             if flushes == self._flushes:
                 break
-            # What was mapped before Xen took pages away was not there yet when everything was dropped.
-            for mapping in made:
-                self._drop(mapping)
-        self._evict()
+        self._evict(address)
         return self._memory.find(address) is not None
 
     def flush(self) -> None:
@@ -135,8 +132,8 @@ class ForeignMapper:
 
     # Inside.
 
-    def _map_bucket(self, start: int) -> list[Mapping]:
-        """Map what the guest has of a bucket and is not mapped yet; what is new."""
+    def _map_bucket(self, start: int, flushes: int) -> None:
+        """Map what the guest has of a bucket and is not mapped yet. `flushes`: their number before anything is mapped."""
         known = [(m.iova, m.end) for m in self._memory.mappings if m.iova < start + BUCKET and start < m.end]
         missing = [
             page
@@ -144,32 +141,33 @@ class ForeignMapper:
             if not any(first <= page < end for first, end in known)
         ]
         if not missing:
-            return []
+            return
         mapped = foreign_map(self._handles, [page // PAGE_SIZE for page in missing])
         if mapped is None:
-            return []
+            return
         address, errors = mapped
         if not any(errors) and missing[-1] - missing[0] == (len(missing) - 1) * PAGE_SIZE:
-            return self._take(missing[0], address, len(missing))
+            self._take(missing[0], address, len(missing), flushes)
+            return
         foreign_unmap(self._handles, address, len(missing))
-        found = [page for page, error in zip(missing, errors, strict=True) if not error]
-        return [mapping for run in _runs(found) for mapping in self._add(run)]
+        for run in _runs([page for page, error in zip(missing, errors, strict=True) if not error]):
+            self._add(run, flushes)
 
-    def _add(self, run: Sequence[int]) -> list[Mapping]:
+    def _add(self, run: Sequence[int], flushes: int) -> None:
         mapped = foreign_map(self._handles, [page // PAGE_SIZE for page in run])
         if mapped is None:
-            return []
+            return
         if any(mapped[1]):  # the guest gave a page back just now
             foreign_unmap(self._handles, mapped[0], len(run))
-            return []
-        return self._take(run[0], mapped[0], len(run))
+            return
+        self._take(run[0], mapped[0], len(run), flushes)
 
-    def _take(self, iova: int, address: int, pages: int) -> list[Mapping]:
+    def _take(self, iova: int, address: int, pages: int, flushes: int) -> None:
         try:
             mapping = self._memory.map(iova, pages * PAGE_SIZE, host=HostVirt(address))
         except Conflict:  # another thread was faster
             foreign_unmap(self._handles, address, pages)
-            return []
+            return
         except BaseException:
             foreign_unmap(self._handles, address, pages)
             raise
@@ -177,24 +175,31 @@ class ForeignMapper:
             if mapping.host is not None:  # else it has been flushed already
                 self._cached[mapping] = None
                 self._bytes += mapping.length
-        return [mapping]
+            late = flushes != self._flushes
+        if late:  # what was mapped before Xen took pages away was not there yet when everything was dropped
+            self._drop(mapping)
 
     def _drop(self, mapping: Mapping) -> None:
         """Whatever is pinned or looked at in it."""
         if not self._memory.evict(mapping) and self._memory.find(mapping.iova) is mapping:
-            self._memory.unmap(mapping.iova, mapping.length)
+            with contextlib.suppress(InvalidArgument):  # it went just now, and a longer one is there
+                self._memory.unmap(mapping.iova, mapping.length)
         self._unmapped(mapping)  # if it went before it was counted
 
     @property
     def _too_much(self) -> bool:
         return self._bytes > self._limit or len(self._cached) > MAPS
 
-    def _evict(self) -> None:
-        """Not under the lock: the device's lock is taken, whose holder may be mapping."""
+    def _evict(self, wanted: Iova) -> None:
+        """Make room, but keep the map of `wanted`.
+
+        Not under the lock: the device's lock is taken, whose holder may be mapping.
+        """
         if not self._too_much:
             return
         with self._lock:
-            victims = [mapping for mapping in self._cached if not self._pins.get(mapping)][:-1]
+            idle = [mapping for mapping in self._cached if not self._pins.get(mapping)]
+        victims = [mapping for mapping in idle if not mapping.iova <= wanted < mapping.end]
         for mapping in victims:
             if not self._too_much:
                 return
