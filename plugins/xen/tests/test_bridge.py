@@ -15,12 +15,17 @@ class Calls:
     def __init__(self):
         self.functions, self.slots, self.ranges, self.published = {}, set(), set(), []
         self.failing = None
+        self.drained = []
+        """The functions of slots as processors were waited for."""
 
     def set_bridge(self, *, present):
         assert present
 
     def set_function(self, slot, device):
         self.functions[slot] = device
+
+    def drain(self):
+        self.drained.append(dict(self.functions))
 
     def publish(self, ranges):
         if self.failing == "publish":
@@ -107,6 +112,7 @@ def test_what_can_not_be_plugged_leaves_its_slot_free(calls, edu, monkeypatch, f
         bridge.plug(edu.attachment, 1, None, intx=True)
     assert (calls.functions[1], calls.slots, calls.ranges, bridge.functions) == (0, set(), set(), [])
     assert all(each.closed for each in Interrupts.made)
+    assert calls.drained == [{1: 0}], "no processor is inside it any more"
     calls.failing = None
     bridge.plug(edu.attachment, 1, None, intx=True)
     assert (calls.functions[1] != 0, calls.slots, calls.ranges) == (True, {1}, {(0xF000_0000, 1 << 20, False)})

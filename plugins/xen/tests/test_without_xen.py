@@ -95,6 +95,38 @@ def test_a_signal_for_a_worker_that_has_just_ended(monkeypatch):
     assert supervisor.run() == 0
 
 
+SUPERVISED = """
+import os, signal, sys, time
+from umdev_xen import supervisor
+
+fork = os.fork
+
+def forked():
+    worker = fork()
+    if worker == 0:  # before it is the worker's turn
+        os.kill({victim}, signal.SIGTERM)
+    return worker
+
+def work(domid):
+    time.sleep({seconds})
+    return 5
+
+os.fork = forked
+supervisor.named = lambda name: 7
+print(supervisor.Supervisor("name", work, once=True).run())
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "seconds", "code"), [("os.getppid()", 300, 0), ("os.getpid()", 0, -signal.SIGTERM)], ids=["ours", "its"]
+)
+def test_a_signal_for_a_worker_that_has_no_handlers_yet(victim, seconds, code):
+    """It ends by the signal itself, which is no failure where this process was told to end it."""
+    program = SUPERVISED.format(victim=victim, seconds=seconds)
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (said.stdout, said.stderr) == (f"{int(code)}\n", "")
+
+
 def test_a_call_that_fails_for_the_moment_ends_no_domain(monkeypatch):
     server = IoreqServer.__new__(IoreqServer)
     for code, gone in ((errno.ENOMEM, False), (errno.EINTR, False), (errno.ESRCH, True), (errno.ENOENT, True)):

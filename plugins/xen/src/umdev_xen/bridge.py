@@ -63,21 +63,13 @@ class Bridge(HostBridge[Plugged]):
     def plug(self, attachment: Attachment, slot: int, windows: PassedWindows | None, *, intx: bool) -> Plugged:
         """Put an attached function into a free slot. `intx`: the domain has controllers for it.
 
-        Raises: HypervisorError, Conflict; the slot is free then.
+        Raises: HypervisorError, Conflict; the slot is free then, and no processor is inside the function.
         """
-        with self.lock, contextlib.ExitStack() as failed:
-            plugged = Plugged(slot, attachment, windows=windows)
-            self._native.set_function(slot, attachment.native.address)
-            failed.callback(self._native.set_function, slot, 0)
-            self._server.map_function(slot)
-            failed.callback(self._try, f"slot {slot}", self._server.unmap_function, slot)
-            plugged.interrupts = FunctionInterrupts(attachment, self._native, slot, intx=intx)
-            failed.callback(plugged.interrupts.close)
-            self.plugged[slot] = plugged
-            failed.callback(self.plugged.pop, slot)
-            self.synchronise(slot)
-            failed.pop_all()
-            return plugged
+        try:
+            return self._plug(Plugged(slot, attachment, windows=windows), intx=intx)
+        except BaseException:
+            self._native.drain()  # a processor may have found it already
+            raise
 
     def unplug(self, slot: int) -> Plugged:
         """Take a function away: no processor is inside it when this returns. Raises: NotFound."""
@@ -127,6 +119,21 @@ class Bridge(HostBridge[Plugged]):
         self._try(f"{placement}", self._server.unmap_range, placement.address, placement.length, io=placement.io)
 
     # Inside.
+
+    def _plug(self, plugged: Plugged, *, intx: bool) -> Plugged:
+        slot, attachment = plugged.slot, plugged.attachment
+        with self.lock, contextlib.ExitStack() as failed:
+            self._native.set_function(slot, attachment.native.address)
+            failed.callback(self._native.set_function, slot, 0)
+            self._server.map_function(slot)
+            failed.callback(self._try, f"slot {slot}", self._server.unmap_function, slot)
+            plugged.interrupts = FunctionInterrupts(attachment, self._native, slot, intx=intx)
+            failed.callback(plugged.interrupts.close)
+            self.plugged[slot] = plugged
+            failed.callback(self.plugged.pop, slot)
+            self.synchronise(slot)
+            failed.pop_all()
+            return plugged
 
     def _range(self, placement: Placement) -> tuple[object, ...]:
         native = self.plugged[placement.slot].attachment.native

@@ -126,8 +126,8 @@ class Domain:
             for index, vcpu in enumerate(self._vcpus):
                 name = f"xen domain {domid} processor {index}"
                 thread = threading.Thread(target=self._serve, args=(index, vcpu), name=name, daemon=True)
-                thread.start()
                 self._threads.append(thread)
+                thread.start()
         except BaseException:
             self._end("a processor's thread could not be started")
             raise
@@ -258,6 +258,8 @@ class Domain:
 
     def _serve(self, index: int, vcpu: NativeVcpu) -> None:
         """A processor's thread."""
+        if self.reason is not None:  # Ctrl-C came while it was being started, and nobody waits for it
+            return
         patience = PATIENCE if index == 0 else -1
         while (kind := vcpu.run(patience)) != loops.STOPPED:
             try:
@@ -311,9 +313,10 @@ class Domain:
             self.reason = self.reason or reason
             self._native.stop()
             deadline = time.monotonic() + JOIN_TIMEOUT
-            for thread in self._threads:
+            begun = [thread for thread in self._threads if thread.is_alive()]  # another sees the reason as it begins
+            for thread in begun:
                 thread.join(max(0.0, deadline - time.monotonic()))
-            if any(thread.is_alive() for thread in self._threads):
+            if any(thread.is_alive() for thread in begun):
                 raise StateError(f"{self}: a device's handler has not returned for {JOIN_TIMEOUT} s")
             with contextlib.ExitStack() as always:  # last first, whatever a model raises of it
                 always.callback(self._ended.set)

@@ -13,9 +13,11 @@ from .toolstack import find_domain, named, wait_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+    from typing import NoReturn
 
 __all__ = ["Supervisor"]
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger("umdev.xen")
 
 
@@ -63,26 +65,36 @@ class Supervisor:
 
     def _serve(self, domid: int) -> int:
         """One life; the worker's exit code."""
-        worker = os.fork()
-        if worker == 0:
-            code = 1
-            try:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                code = self._work(domid)
-            except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
-                _log.exception("domain %d", domid)
-            finally:
-                logging.shutdown()
-                os._exit(code)
-        self._worker = worker
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # else one may come to the worker while `end` has it
+        try:
+            worker = os.fork()
+            if worker == 0:
+                self._live(domid, before)
+            self._worker = worker
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._over:  # the signal came before there was a worker
             os.kill(worker, signal.SIGTERM)
         try:
             _, status = os.waitpid(worker, 0)
         finally:
             self._worker = None
-        return os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        return 0 if self._over and -code in _ENDING else code  # it had no handlers yet
+
+    def _live(self, domid: int, mask: set[int]) -> NoReturn:
+        """The worker's process."""
+        code = 1
+        try:
+            for number in _ENDING:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            code = self._work(domid)
+        except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
+            _log.exception("domain %d", domid)
+        finally:
+            logging.shutdown()
+            os._exit(code)
 
     @contextlib.contextmanager
     def _ended_by_signals(self, write: int) -> Iterator[None]:
@@ -94,7 +106,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):  # it has been waited for this very moment
                     os.kill(self._worker, signal.SIGTERM)
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, end) for number in _ENDING}
         try:
             yield
         finally:
