@@ -1,6 +1,7 @@
 """Devices of one process that share a domain's ioreq server; the domain is the test's."""
 
 import pytest
+from umdev.errors import StateError
 from umdev_xen import served
 from umdev_xen.served import Served
 
@@ -13,7 +14,9 @@ class Domain:
     def __init__(self, domid, **_options):
         self.domid = domid
         self.host_bridge = False
+        self.reason = None
         self.ended = self.closed = False
+        self.stuck = False
         self.slots = set()
         Domain.made.append(self)
 
@@ -25,6 +28,9 @@ class Domain:
         self.slots.remove(slot)
 
     def close(self):
+        self.reason = "closed"
+        if self.stuck:
+            raise StateError("a handler has not returned")
         self.ended = self.closed = True
 
 
@@ -51,7 +57,7 @@ def test_devices_share_a_domain_until_the_last_goes(serve):
 def test_one_that_ended_is_closed_beside_its_successor(serve):
     """Xen gives numbers again, and an event channel may fail while the domain lives."""
     first = serve()
-    first.domain.ended = True
+    first.domain.reason, first.domain.ended = "it has gone", True
     second = serve()
     assert second.domain is not first.domain
     first.close()
@@ -62,3 +68,19 @@ def test_one_that_ended_is_closed_beside_its_successor(serve):
     third.close()
     second.close()
     assert second.domain.closed
+
+
+def test_one_that_refuses_to_close_is_closed_again_beside_its_successor(serve):
+    first = serve()
+    first.domain.stuck = True
+    with pytest.raises(StateError, match="has not returned"):
+        first.close()
+    second = serve()
+    assert second.domain is not first.domain, "nobody serves what is about to end"
+    first.domain.stuck = False
+    first.close()
+    first.close()
+    assert first.domain.closed
+    assert not second.domain.closed
+    second.close()
+    assert not served._open

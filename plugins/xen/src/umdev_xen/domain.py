@@ -86,7 +86,7 @@ class Domain:
         """Whether this process is the domain's PCI host bridge."""
         self.cache = cache
         self.reason: str | None = None
-        """Why it has ended, once it has."""
+        """Why it has ended, or is ending, once it does."""
         self._ended = threading.Event()
         self._guard = threading.RLock()  # of plugging and closing; taken before any other
         self._threads: list[threading.Thread] = []
@@ -300,7 +300,7 @@ class Domain:
                 self._end(reason)
             except StateError as error:
                 log.error("%s; it is waited for", error)  # noqa: TRY400 - no fault of this thread's
-            except BaseException:  # everything has been let go all the same
+            except BaseException:  # each step has been taken all the same
                 log.exception("%s: a model or plugin at the end", self)
                 return
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class Served:
         self._stopped = threading.Event()
         self._closed = False
         with _guard:
-            domain = next((known for known in _open if known.domid == domid and not known.ended), None)
+            domain = next((known for known in _open if known.domid == domid and known.reason is None), None)
             if domain is None:
                 domain = Domain(domid, host_bridge=host_bridge, restrict=restrict)
                 _open[domain] = []
@@ -65,17 +66,18 @@ class Served:
         self._stopped.set()
 
     def close(self) -> None:
-        """Take the device out; the last one closes the domain. May be called twice."""
+        """Take the device out; the last one closes the domain. May be called twice, and again when it was refused.
+
+        Raises: as `Domain.close`.
+        """
         with _guard:
-            if self._closed:
-                return
-            self._closed = True
-            self.stop()
-            _open[self.domain].remove(self)
             try:
-                self.domain.unplug(self.slot)
-            except (StateError, NotFound):  # the domain has gone
-                pass
+                if not self._closed:
+                    self._closed = True
+                    self.stop()
+                    _open[self.domain].remove(self)
+                    with contextlib.suppress(StateError, NotFound):  # the domain has gone
+                        self.domain.unplug(self.slot)
             finally:
                 self._leave()
 
@@ -90,6 +92,9 @@ class Served:
         self.stop()
 
     def _leave(self) -> None:
-        if not _open[self.domain]:
-            del _open[self.domain]
-            self.domain.close()
+        if _open.get(self.domain) == []:
+            try:
+                self.domain.close()
+            finally:
+                if self.domain.ended:  # else a handler does not return, and who closes again finds it
+                    del _open[self.domain]

@@ -208,20 +208,25 @@ def test_a_handler_closes_nothing(guest, domain, sample):
     assert guest.read(0x8000, 4) == b"\x1e\x3b\x5a\0", "and nothing has ended"
 
 
-def test_without_threads_nothing_is_left(make_guest, sample, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "begun"), [(RuntimeError("can't start new thread"), False), (KeyboardInterrupt("now"), True)], ids=repr
+)
+def test_without_threads_nothing_is_left(make_guest, sample, monkeypatch, error, begun):
     guest = make_guest(vcpus=2)
     Domain(guest.domid).close()
     before = open_things()
     start = threading.Thread.start
 
     def fail(thread):
-        if thread.name.endswith("processor 1"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
+        last = thread.name.endswith("processor 1")
+        if begun or not last:
+            start(thread)
+        if last:
+            raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", fail)
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(type(error), match=str(error)):
             Domain(guest.domid)
     assert open_things() == before
     with Domain(guest.domid) as domain:
