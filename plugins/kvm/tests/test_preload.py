@@ -82,7 +82,7 @@ def test_a_program_started_without_standard_descriptors_gets_none(listener):
     listening, path = listener
     replies = []
     threads = [accept(listening, replies), accept(listening, replies)]
-    command = "exec 0<&- 1>&- 2>&-; exec sleep 30"
+    command = "exec 0<&- 1>&- 2>&-; exec sleep 300"
     environment = {**os.environ, "LD_PRELOAD": str(preload_path()), ADDRESS_VARIABLE: path}
     with subprocess.Popen(["/bin/sh", "-c", command], env=environment) as child:
         try:

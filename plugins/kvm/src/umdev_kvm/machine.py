@@ -203,8 +203,8 @@ class Machine:
 
         The accesses that the last run ended in are finished before, and ends that no run has told are forgotten. Then
         processors have the control, segment and table registers of a reset, but for what the mode says, and nothing on
-        its way in. Interrupt controllers, devices and memory stay as they are until `reset`. Not while the machine runs
-        or is paused.
+        its way in. Local APICs are at the place and in the mode of a reset; otherwise interrupt controllers, devices
+        and memory stay as they are until `reset`. Not while the machine runs or is paused.
 
         Raises: InvalidArgument, NotMapped, StateError, HypervisorError.
         """
@@ -260,7 +260,8 @@ class Machine:
                     self._processors.leave()
 
     def stop(self) -> None:
-        """Make the run under way return with STOPPED, or else the next one, at once. `reset` does not change that."""
+        """Make the run under way, or else the next, return with STOPPED at once, reset or not. Raises: StateError."""
+        self._expect_own()
         self._processors.stop()
 
     def pause(self) -> None:
@@ -303,6 +304,7 @@ class Machine:
 
         Raises: StateError, HypervisorError, and what a device's reset raises.
         """
+        self._expect_own()
         with self._guard:  # who pauses or closes has done so, or finds it done
             self._expect_idle("reset", whole=False)
             self._expect_going("reset")
