@@ -86,7 +86,10 @@ class Routes:
         return route
 
     def change(self, route: Route, address: int, data: int) -> None:
-        """Send `route` elsewhere from now on. Raises: HypervisorError, and it leads nowhere then."""
+        """Send `route` elsewhere from now on.
+
+        Raises: HypervisorError, and it leads nowhere then; where it did, if KVM has no memory for such a table either.
+        """
         if (route.address, route.data) != (address, data):
             route.address, route.data = address, data
             try:
