@@ -261,7 +261,8 @@ static uint64_t waiting_signals(void)
     return sum;
 }
 
-/* A forked child stops its copy by a descriptor that both have: the parent's loop goes on, and does not turn for ever. */
+/* A forked child stops its copy by a descriptor that both have: the parent's loop goes on, and does not turn for
+ * ever. */
 static void test_fork(void)
 {
     struct watched w = watch();

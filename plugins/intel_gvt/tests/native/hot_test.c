@@ -119,7 +119,8 @@ static void write_register(uint32_t which, uint32_t value)
     uint32_t block = which / 8 % GVT_BLOCKS, number = which / 8 % GVT_ENGINES;
     switch (which % 8) {
     case 0:
-        CHECK((touch(gvt_master, MASTER, one.master, false) & ~(UINT64_C(1) << 31)) == gvt_tree_pending(&one.vgpu.tree));
+        CHECK((touch(gvt_master, MASTER, one.master, false) & ~(UINT64_C(1) << 31)) ==
+              gvt_tree_pending(&one.vgpu.tree));
         break;
     case 1:
         touch(gvt_master, MASTER, value, true);

@@ -188,7 +188,8 @@ static void test_entries(void)
                 CHECK(level && (ret[i].shift == 12 || ret[i].shift == 17));
         }
         if (level)
-            CHECK(ret[1].kind == SOFTGPU_NONE && (ret[0].kind == SOFTGPU_PAGE) == ((entry & 1) && (entry >> 33 & 3) != 1));
+            CHECK(ret[1].kind == SOFTGPU_NONE &&
+                  (ret[0].kind == SOFTGPU_PAGE) == ((entry & 1) && (entry >> 33 & 3) != 1));
     }
 }
 

@@ -216,8 +216,8 @@ static void *post_for_ever(void *context)
     return NULL;
 }
 
-/* A signal that finds C between two system calls wakes nobody: the loop comes back by itself, idle, busy, and while another
- * thread reads the socket. */
+/* A signal that finds C between two system calls wakes nobody: the loop comes back by itself, idle, busy, and while
+ * another thread reads the socket. */
 static void test_slices(void)
 {
     served s;
@@ -307,7 +307,8 @@ static void test_log(void)
     serve_end(&s);
     CHECK(read_all(ends[0], text, sizeof(text)));
     CHECK(strcmp(text, "REGION_READ id=1 region=0 offset=0x4 count=4 data=00000000\n"
-                       "REGION_WRITE id=2 region=0 offset=0x0 count=24 data=00000000000000000000000000000000... no-reply\n"
+                       "REGION_WRITE id=2 region=0 offset=0x0 count=24 "
+                       "data=00000000000000000000000000000000... no-reply\n"
                        "REGION_READ id=3 region=5 offset=0x0 count=4 error=22\n"
                        "control\n") == 0);
     close(ends[0]);

@@ -197,7 +197,8 @@ static void test_cancel(void)
     free(m);
 }
 
-/* While a transfer waits, it takes the client's next messages off the socket, but no more descriptors than it can keep. */
+/* While a transfer waits, it takes the client's next messages off the socket, but no more descriptors than it can
+ * keep. */
 static void test_many_descriptors_wait_their_turn(void)
 {
     enum { MESSAGES = 20, EACH = UMDEV_LINK_MAX_FDS }; /* 320 descriptors; 256 are kept */

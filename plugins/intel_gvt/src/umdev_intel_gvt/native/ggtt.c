@@ -40,7 +40,8 @@ int gvt_ggtt_access(void *context, uint64_t offset, void *bytes, uint32_t length
             __atomic_store_n(half, (uint32_t)value, __ATOMIC_RELEASE);
         ggtt->updates++;
     } else {
-        uint64_t value = length == 8 ? __atomic_load_n(entry, __ATOMIC_RELAXED) : __atomic_load_n(half, __ATOMIC_RELAXED);
+        uint64_t value =
+            length == 8 ? __atomic_load_n(entry, __ATOMIC_RELAXED) : __atomic_load_n(half, __ATOMIC_RELAXED);
         memcpy(bytes, &value, length);
     }
     return UMDEV_OK;

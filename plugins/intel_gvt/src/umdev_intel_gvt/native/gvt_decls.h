@@ -38,8 +38,8 @@ typedef struct gvt_aperture {
     uint64_t refused; /* accesses to pages that are not there */
 } gvt_aperture;
 
-/* A umdev_bytes_handler: an access to BAR 2. Pages that are not there read as ones and take no write. The device lock is
- * held. */
+/* A umdev_bytes_handler: an access to BAR 2. Pages that are not there read as ones and take no write. The device lock
+ * is held. */
 int gvt_aperture_access(void *aperture, uint64_t offset, void *bytes, uint32_t length, uint32_t flags);
 /* Where the byte lies that the processor sees at `address`, inside the fence. */
 uint64_t gvt_untile(const gvt_fence *fence, uint64_t address);

@@ -1,9 +1,9 @@
 /* Lengths of gen9 commands, and a scan that passes over those without an effect here.
  *
  * Headers: Intel Graphics PRM, Kaby Lake, volume 2a (command reference): bits 31:29 are the client (0 MI,
- * 2 blitter, 3 render and media), MI opcodes are bits 28:23, lengths are bits 7:0 and do not count the first two dwords.
- * MI_FLUSH_DW has its length in bits 5:0 alone: bit 7 is the video engine's cache invalidation. MI opcodes below 0x10
- * are one dword long.
+ * 2 blitter, 3 render and media), MI opcodes are bits 28:23, lengths are bits 7:0 and do not count the first two
+ * dwords. MI_FLUSH_DW has its length in bits 5:0 alone: bit 7 is the video engine's cache invalidation. MI opcodes
+ * below 0x10 are one dword long.
  */
 #include <stdbool.h>
 

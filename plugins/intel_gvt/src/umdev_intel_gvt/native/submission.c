@@ -1,5 +1,6 @@
-/* The submission port of an engine: what the driver submits, noted until the scheduler's thread looks. Nothing is executed
- * here and no memory of the guest is read, so the processor goes on at once. The device lock is held for all of it. */
+/* The submission port of an engine: what the driver submits, noted until the scheduler's thread looks. Nothing is
+ * executed here and no memory of the guest is read, so the processor goes on at once. The device lock is held for all
+ * of it. */
 #include <stddef.h>
 #include <string.h>
 

@@ -119,8 +119,8 @@ int umdev_kvm_vcpu_run(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret); /* by one th
 int umdev_kvm_vcpu_finish(umdev_kvm_vcpu *vcpu, umdev_kvm_event *ret);
 void umdev_kvm_vcpu_read_exits(const umdev_kvm_vcpu *vcpu, umdev_kvm_exits *ret);
 /* State at the first instruction, of a processor whose accesses are finished: as it was made, but for what the mode
- * says (0 real, 1 protected, 2 long), and for its local APIC's registers; the place and the mode of that one are as they
- * were made. Tables are written by the caller. */
+ * says (0 real, 1 protected, 2 long), and for its local APIC's registers; the place and the mode of that one are as
+ * they were made. Tables are written by the caller. */
 int umdev_kvm_vcpu_set_entry(umdev_kvm_vcpu *vcpu, int mode, uint64_t entry, uint64_t stack, uint64_t argument,
                              uint64_t second, uint64_t gdt, uint64_t page_table);
 /* It runs when another one starts it (INIT, then SIPI). */

@@ -1,9 +1,9 @@
 /* Page directory and page table entries of the GF100 family, 64 bits each.
  *
- * Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/mmu, vmmgf100.c), and gm107's registers as nouveau was seen to fill
- * them. A directory entry names two tables, one of large pages in its low word and one of small pages in its high word;
- * both cover the same 128 MiB. For one address a driver makes a page valid in one of them; in both, it is a mistake whose
- * outcome is one of the two.
+ * Facts: Linux, drivers/gpu/drm/nouveau (nvkm/subdev/mmu, vmmgf100.c), and gm107's registers as nouveau was seen to
+ * fill them. A directory entry names two tables, one of large pages in its low word and one of small pages in its high
+ * word; both cover the same 128 MiB. For one address a driver makes a page valid in one of them; in both, it is a
+ * mistake whose outcome is one of the two.
  */
 #include "softgpu.h"
 
@@ -14,7 +14,8 @@ enum { TABLE_VRAM = 1, APERTURE_VRAM = 0, APERTURE_PEER = 1 };
 #define VALID UINT64_C(0x1)
 #define READ_ONLY UINT64_C(0x4)
 
-/* A word of a directory entry: bits 1:0 where the table is (0 none, 1 video memory, 2 and 3 the system's), 31:4 its page. */
+/* A word of a directory entry: bits 1:0 where the table is (0 none, 1 video memory, 2 and 3 the system's), 31:4 its
+ * page. */
 static void table(uint32_t word, uint32_t level, softgpu_entry *ret)
 {
     uint32_t where = word & 3;

@@ -31,7 +31,8 @@ typedef struct nv_window {
     uint64_t refused; /* accesses that led nowhere */
 } nv_window;
 
-/* A umdev_bytes_handler for the whole BAR. What leads nowhere reads as ones and takes no write. The device lock is held. */
+/* A umdev_bytes_handler for the whole BAR. What leads nowhere reads as ones and takes no write. The device lock is
+ * held. */
 int nv_window_access(void *window, uint64_t offset, void *bytes, uint32_t length, uint32_t flags);
 
 /* PRAMIN: a megabyte of BAR 0 that shows video memory from `base` on. */

@@ -1,4 +1,5 @@
-/* The processor's ways to a vGPU's video memory: BAR 1 and BAR 3 through page tables, PRAMIN directly; and the VBIOS. */
+/* The processor's ways to a vGPU's video memory: BAR 1 and BAR 3 through page tables, PRAMIN directly; and the
+ * VBIOS. */
 #include <stdbool.h>
 #include <string.h>
 

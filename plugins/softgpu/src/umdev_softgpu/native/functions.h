@@ -23,7 +23,8 @@ void softgpu_decode_masks(void *context, uint32_t level, uint64_t entry, softgpu
 /* Its address, for Python. */
 softgpu_decode softgpu_masks_decoder(void);
 
-/* Called in every thread before and after it waits for a client that carries memory by message. NULL: nobody is told. */
+/* Called in every thread before and after it waits for a client that carries memory by message. NULL: nobody is
+ * told. */
 void softgpu_on_wait(void (*begins)(void), void (*ends)(void));
 
 int softgpu_budget_left(const softgpu_budget *budget);

@@ -76,8 +76,8 @@ HIDDEN bool surface_valid(const softgpu_surface *surface);
  * in the row. */
 HIDDEN uint64_t surface_locate(const softgpu_surface *surface, int64_t x, int64_t y, bool backwards, uint64_t *run);
 
-/* In tiles of 16-byte columns: how many bytes of the row the tile has behind the column of byte `x`, and how far from it
- * the next column lies. Elsewhere 0. */
+/* In tiles of 16-byte columns: how many bytes of the row the tile has behind the column of byte `x`, and how far from
+ * it the next column lies. Elsewhere 0. */
 HIDDEN uint32_t surface_columns(const softgpu_surface *surface, int64_t x, uint32_t *hop);
 
 enum {

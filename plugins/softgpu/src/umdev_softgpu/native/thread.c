@@ -18,9 +18,9 @@ struct attributes {
     uint64_t period;
 };
 
-/* A thread that wakes takes the processor from one with longer slices at once, else it may have to wait for a tick: 4 ms,
- * for each message between a guest and its device. The thread gets no less for it. Linux knows it from 6.12 on (before,
- * `runtime` of such a thread means nothing); needs no privilege, and concerns this thread alone. */
+/* A thread that wakes takes the processor from one with longer slices at once, else it may have to wait for a tick:
+ * 4 ms, for each message between a guest and its device. The thread gets no less for it. Linux knows it from 6.12 on
+ * (before, `runtime` of such a thread means nothing); needs no privilege, and concerns this thread alone. */
 int softgpu_thread_computes(uint64_t slice_ns)
 {
     struct attributes attributes = {.size = sizeof attributes};

@@ -187,8 +187,8 @@ static int wait_for_room(const umdev_link *link, int64_t end)
     return 0;
 }
 
-/* A client that reads nothing, or a byte now and then, must not hold a thread, which may hold the device lock, for long:
- * the whole message has one deadline. SO_SNDTIMEO would begin anew with each part that goes out. */
+/* A client that reads nothing, or a byte now and then, must not hold a thread, which may hold the device lock, for
+ * long: the whole message has one deadline. SO_SNDTIMEO would begin anew with each part that goes out. */
 int link_send_bytes(umdev_link *link, const uint8_t *bytes, size_t length, const int32_t *fds, uint32_t fd_count)
 {
     union {

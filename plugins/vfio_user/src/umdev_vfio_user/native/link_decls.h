@@ -1,8 +1,8 @@
 /* The server's end of a vfio-user connection, without a directive: cffi reads this too.
  * A link lives as long as the device is served; clients come and go on it.
  *
- * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `cancel`, `log` and `stop` may
- * be called from any thread. Functions return 0 or a negative errno unless they say otherwise.
+ * Threads: `run`, `send`, `connect` and `disconnect` belong to one thread, the loop. `transfer`, `cancel`, `log` and
+ * `stop` may be called from any thread. Functions return 0 or a negative errno unless they say otherwise.
  */
 typedef struct umdev_link umdev_link;
 
@@ -65,7 +65,8 @@ void umdev_link_set_reply_timeout(umdev_link *link, uint32_t milliseconds);
 int umdev_link_layout(umdev_link *link);
 
 /* For the loop, after connect: `run` comes back at least this often (0: only when something happens), between two reads
- * of the socket. Python runs signal handlers only then, and a signal that comes while C waits for nothing wakes nobody. */
+ * of the socket. Python runs signal handlers only then, and a signal that comes while C waits for nothing wakes
+ * nobody. */
 void umdev_link_set_slice(umdev_link *link, uint32_t milliseconds);
 int umdev_link_run(umdev_link *link, umdev_link_message *message);
 /* `run` returns UMDEV_LINK_STOPPED, now and ever after. */
@@ -73,12 +74,13 @@ void umdev_link_stop(umdev_link *link);
 /* A whole message, with descriptors (at most UMDEV_LINK_MAX_FDS). */
 int umdev_link_send(umdev_link *link, const uint8_t *bytes, uint32_t length, const int32_t *fds, uint32_t fd_count);
 
-/* An umdev_message_transfer: DMA to the client by DMA_READ and DMA_WRITE messages. `context` is the link. Any thread but
- * the loop's (-EDEADLK): a client may answer only when its own request is answered, as QEMU does (hw/vfio-user/proxy.c
- * waits with the big lock held, which the answer to a DMA_READ needs). -ENOTCONN, -ETIMEDOUT, -ENOBUFS, -ECANCELED or
- * what the client answered. */
+/* An umdev_message_transfer: DMA to the client by DMA_READ and DMA_WRITE messages. `context` is the link. Any thread
+ * but the loop's (-EDEADLK): a client may answer only when its own request is answered, as QEMU does
+ * (hw/vfio-user/proxy.c waits with the big lock held, which the answer to a DMA_READ needs). -ENOTCONN, -ETIMEDOUT,
+ * -ENOBUFS, -ECANCELED or what the client answered. */
 int umdev_link_transfer(void *context, uint64_t iova, void *bytes, uint64_t length, int write);
-/* An umdev_message_cancel. A DMA_WRITE that was sent already is the client's to carry out or not; its reply is dropped. */
+/* An umdev_message_cancel. A DMA_WRITE that was sent already is the client's to carry out or not; its reply is
+ * dropped. */
 void umdev_link_cancel(void *context, int cancelled);
 /* Their addresses, for the core's table. */
 uintptr_t umdev_link_transfer_address(void);

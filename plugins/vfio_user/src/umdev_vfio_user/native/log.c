@@ -33,8 +33,8 @@ void link_log_access(umdev_link *link, const link_header *header, const link_reg
     }
     pthread_mutex_lock(&link->log_mutex);
     if (link->log) {
-        fprintf(link->log, "%s id=%u region=%" PRIu32 " offset=0x%" PRIx64 " count=%" PRIu32, access_name(header->command),
-                header->id, access->region, access->offset, access->count);
+        fprintf(link->log, "%s id=%u region=%" PRIu32 " offset=0x%" PRIx64 " count=%" PRIu32,
+                access_name(header->command), header->id, access->region, access->offset, access->count);
         if (error)
             fprintf(link->log, " error=%d", error);
         else

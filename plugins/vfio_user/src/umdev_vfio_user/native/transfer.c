@@ -107,7 +107,9 @@ static int wait_reply(umdev_link *link, const deadline *end)
         struct pollfd ready[] = {{link->fd, POLLIN, 0}, {link->wake, POLLIN, 0}};
         link->receiving = 1;
         pthread_mutex_unlock(&link->mutex);
-        int status = poll(ready, 2, left) < 0 ? -errno : ready[0].revents ? link_receive(link, MSG_DONTWAIT, &received) : -EAGAIN;
+        int status = poll(ready, 2, left) < 0 ? -errno
+                     : ready[0].revents       ? link_receive(link, MSG_DONTWAIT, &received)
+                                              : -EAGAIN;
         pthread_mutex_lock(&link->mutex);
         link_absorb(link, status, &received);
     }

@@ -3,7 +3,8 @@
 
 #define LATCH_PORT 0xCF8u
 
-/* The host bridge: a generic PCI Express host bridge as virtual machines have it; class 060000. No BAR, nothing to set. */
+/* The host bridge: a generic PCI Express host bridge as virtual machines have it; class 060000. No BAR, nothing to
+ * set. */
 static uint8_t bridge_byte(uint32_t offset)
 {
     static const uint8_t header[16] = {0x36, 0x1B, 0x08, 0x00, 0, 0, 0, 0, 0, 0x00, 0x00, 0x06, 0, 0, 0x00, 0};

@@ -20,7 +20,8 @@
 #define UMDEV_XEN_REPS 4096u /* a processor's request repeats at most within a page of bytes */
 #define UMDEV_XEN_MAPPINGS 16u
 /* Nanoseconds in which Xen ends an instruction whose answer it has fetched. It does so in one go, in microseconds: the
- * processor is in Xen and is not taken off there. An assumption where Xen itself is a guest, and loses its own processor. */
+ * processor is in Xen and is not taken off there. An assumption where Xen itself is a guest, and loses its own
+ * processor. */
 #define UMDEV_XEN_ENDING 50000000u
 
 /* Fields of struct ioreq and their values: xen/hvm/ioreq.h. 32 bytes for each processor. */
@@ -128,7 +129,8 @@ bool umdev_xen_request_sound(umdev_xen_vcpu *vcpu);
 /* dispatch.c. One access; 0, or an event kind that Python must see. */
 int umdev_xen_dispatch(umdev_xen_vcpu *vcpu, const struct umdev_xen_request *request, uint64_t address, uint8_t *bytes,
                        umdev_xen_event *event);
-/* A guest's store within one page: UMDEV_XEN_STORE and the event if the page is emulated, else 0 and nothing is done. */
+/* A guest's store within one page: UMDEV_XEN_STORE and the event if the page is emulated, else 0 and nothing is
+ * done. */
 int umdev_xen_store(umdev_xen *domain, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event);
 
 #endif

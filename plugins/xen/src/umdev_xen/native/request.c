@@ -93,8 +93,8 @@ void umdev_xen_unhold(umdev_xen *domain)
 }
 
 /* Xen issues a store anew when it has been answered, and finds its answer by what the page is then: a page that has
- * become ordinary meanwhile leaves a repeated store's answer unclaimed, and its processor lost. When it fetches the answer is
- * up to its scheduler (the slot says so); from then on it is quick. */
+ * become ordinary meanwhile leaves a repeated store's answer unclaimed, and its processor lost. When it fetches the
+ * answer is up to its scheduler (the slot says so); from then on it is quick. */
 int umdev_xen_is_busy(umdev_xen *domain, uint64_t frame)
 {
     uint64_t now = now_ns();

@@ -26,7 +26,8 @@ umdev_xen_vcpu *umdev_xen_vcpu_new(umdev_xen *domain, uint32_t index, void *hand
 
 /* What a device gave goes to guest memory as a store of its processor: a page that is protected gets it by way of who
  * watches it, and each page its own piece. 0, or an event kind; the rest is then in `vcpu`. */
-static int deliver(umdev_xen_vcpu *vcpu, uint64_t address, const uint8_t *bytes, uint32_t length, umdev_xen_event *event)
+static int deliver(umdev_xen_vcpu *vcpu, uint64_t address, const uint8_t *bytes, uint32_t length,
+                   umdev_xen_event *event)
 {
     umdev_xen *domain = vcpu->domain;
     int kind = 0;

@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-#define INTERRUPTS 0xFEEu /* bits 31:20 of a message's address (Intel SDM volume 3A, "Message Address Register Format") */
+/* Bits 31:20 of a message's address (Intel SDM volume 3A, "Message Address Register Format"). */
+#define INTERRUPTS 0xFEEu
 #define VECTOR 0xFFu
 
 struct umdev_xen_wire {

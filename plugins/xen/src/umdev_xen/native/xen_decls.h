@@ -29,8 +29,8 @@ enum umdev_xen_event_kind {
     UMDEV_XEN_STOPPED = 1,    /* umdev_xen_stop was called */
     UMDEV_XEN_CONFIG = 2,     /* the guest wrote to configuration space of `slot`, which has been done */
     UMDEV_XEN_INVALIDATE = 3, /* it gave memory back: every mapping of its memory must be dropped */
-    UMDEV_XEN_STORE = 4,      /* it stores `length` bytes of `value` to an emulated page, by itself or with what a device
-                               * gave; the store has not landed */
+    UMDEV_XEN_STORE = 4,      /* it stores `length` bytes of `value` to an emulated page, by itself or with what a
+                               * device gave; the store has not landed */
     UMDEV_XEN_IDLE = 5,       /* nothing has come for the time given */
     UMDEV_XEN_FAILED = 6      /* the event channel failed: errno in `detail` */
 };
@@ -64,7 +64,8 @@ typedef struct umdev_xen_range {
     uint32_t io; /* 1: an I/O port range */
 } umdev_xen_range;
 
-/* `page`: the ring page with one slot per processor (struct ioreq, xen/hvm/ioreq.h), mapped; borrowed. NULL: no memory. */
+/* `page`: the ring page with one slot per processor (struct ioreq, xen/hvm/ioreq.h), mapped; borrowed. NULL: no
+ * memory. */
 umdev_xen *umdev_xen_new(const umdev_api *api, const umdev_xen_calls *calls, uint16_t domain, void *page);
 void umdev_xen_free(umdev_xen *domain);
 void umdev_xen_read_counters(umdev_xen *domain, umdev_xen_counters *ret);
