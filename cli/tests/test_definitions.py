@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from umdev.errors import StateError
+from umdev_cli.definitions import Definitions
 from umdev_cli.main import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 A, B = (str(uuid.UUID(int=number)) for number in (1, 2))
 
@@ -245,6 +248,17 @@ def test_a_configuration_folder_that_can_not_be_one(umdev: Command) -> None:
     said = umdev.fails(1, "define", "-p", "toys", "-t", "toy")
     assert said.startswith(f"StateError: {umdev.config}/toys: File exists;")
     assert umdev("list", "-d") == ""
+
+
+def test_a_folder_of_a_parent_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toys").mkdir()
+
+    def refuse(path: Path) -> bool:  # as Python before 3.14, for all but root
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(StateError, match=f"^{tmp_path}/toys: Permission denied; choose another folder"):
+        Definitions(tmp_path).files()
 
 
 class TestList:

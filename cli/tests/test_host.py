@@ -224,9 +224,10 @@ def test_a_process_with_no_place_for_more_clients(tmp_path: Path) -> None:
         accepting.join()
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_signals_end_a_process_whose_device_is_stuck(tmp_path: Path, signals: int) -> None:
+@pytest.mark.parametrize(("signals", "closed"), [(1, False), (1, True), (2, False)])
+def test_signals_end_a_process_whose_device_is_stuck(tmp_path: Path, signals: int, closed: bool) -> None:
     program = f"""
+import sys
 import threading
 from pathlib import Path
 from umdev.device import Device, DeviceType, Parent, PciId
@@ -255,6 +256,9 @@ with host.whole_process(host.Host(folder, *hosts.claim_folder(folder, "toys"), p
     made._end_seconds = {0.1 if signals == 1 else 1e6}
     made.add(control.Add("{A}", "toy", {{}}, None))
     print("ready", flush=True)
+    if {closed}:
+        sys.stdout = None  # as in a process that is started without one
+        threading.Thread(target=threading.Event().wait).start()  # an interpreter that ends waits for it
     made.run()
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

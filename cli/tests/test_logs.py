@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,27 @@ def test_texts_that_are_new_each_time_are_one_kind_at_last() -> None:
     sparing = Sparing()
     told = sum(sparing.filter(record(f"{number} is too hot")) for number in range(1 << 14))
     assert told == Sparing.KINDS + Sparing.WHOLE + 7  # the 128th to the 8192nd
+
+
+def test_what_logs_while_a_record_is_counted_waits_for_nobody() -> None:
+    sparing = Sparing()
+    told: list[bool] = []
+
+    class Loud(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            told.append(sparing.filter(record("%d is too hot", 1)))
+            return super().__hash__()
+
+    loud = record("%d is too cold", 1)
+    loud.name = Loud("toy")
+    thread = threading.Thread(target=lambda: told.append(sparing.filter(loud)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert len(told) > 1
+    assert all(told)
 
 
 def test_a_model_that_fails_without_end_fills_no_disk(toys: Umdev, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def flat(files: dict[str, str], module: str) -> str:
         (("My Card",), "InvalidArgument: 'My Card' can't name a device"),
         (("../away",), "InvalidArgument: '../away' can't name a device"),
         (("class",), "InvalidArgument: class is a word of Python's own: take a longer one, as in class-card"),
+        (("true",), "InvalidArgument: true is a word of Python's own: take a longer one, as in true-card"),
         (("umdev-cli",), "InvalidArgument: umdev-cli is the name of another Python module"),
         (("random",), "InvalidArgument: random is the name of another Python module"),
         (("device-type",), "InvalidArgument: device-type would be a class DeviceType, which the model needs"),

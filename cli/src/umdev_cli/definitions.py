@@ -88,13 +88,16 @@ class Definitions:
 
         Raises: StateError for a directory that can't be read.
         """
-        return [
-            path
-            for folder in _entries(self._directory)
-            if folder.is_dir() and parent in (None, folder.name)
-            for path in _entries(folder)
-            if is_uuid(path.name) and uuid in (None, path.name)
-        ]
+        try:
+            return [
+                path
+                for folder in _entries(self._directory)
+                if folder.is_dir() and parent in (None, folder.name)
+                for path in _entries(folder)
+                if is_uuid(path.name) and uuid in (None, path.name)
+            ]
+        except OSError as error:
+            raise _unusable(self._directory, error) from error
 
     def all(
         self,
@@ -131,7 +134,7 @@ class Definitions:
 
     def add(self, named: Named) -> None:
         """Raises: Conflict when it is defined already, InvalidArgument for an impossible parent name."""
-        self._path(named.parent, named.uuid)
+        self._path(named.parent, named.uuid)  # raises, before a parent that can't be is looked for
         if self.files(named.uuid, named.parent):
             raise Conflict(f"{named.uuid} is defined for {named.parent} already")
         self.replace(named)
@@ -171,13 +174,11 @@ class Definitions:
 
 
 def _entries(directory: Path) -> list[Path]:
-    """What is in a directory; nothing if that is not there, or just removed. Raises: StateError."""
+    """What is in a directory; nothing if that is not there, or just removed. Raises: OSError."""
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise _unusable(directory, error) from error
 
 
 def _unusable(directory: Path, error: OSError) -> StateError:

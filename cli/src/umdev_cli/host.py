@@ -387,7 +387,8 @@ def whole_process(host: Host) -> Iterator[Host]:
     except StillBusy as error:
         _log.error("the process ends without it: %s", error, exc_info=error.__context__)
         logging.shutdown()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the process was started without one
+            sys.stdout.flush()
         os._exit(Exit.FAILED)
     finally:
         for number, handler in before.items():

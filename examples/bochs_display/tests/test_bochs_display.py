@@ -111,11 +111,12 @@ def test_picture(depth):
     assert image.getpixel((1, 1)) == (255, 0, 0)
 
 
-def test_a_picture_needs_an_ending_that_names_its_format(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", ["", ".nonsense", ".fli"])  # the last is one that Pillow reads only
+def test_a_picture_needs_an_ending_that_names_its_format(tmp_path, monkeypatch, ending):
     from umdev_cli import client
 
     frame = {"width": 1, "height": 1, "depth": 32, "rows": bytes(4)}
     monkeypatch.setattr(client, "query", lambda _uuid, _name: frame)
     with pytest.raises(InvalidArgument, match=r"name it as in screen\.png"):
-        command.main(["UUID", str(tmp_path / "screen.nonsense")], standalone_mode=False)
+        command.main(["UUID", str(tmp_path / f"screen{ending}")], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []

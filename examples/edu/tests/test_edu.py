@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import umdev_edu.device
-from umdev.device import DeviceContext, ManualClock
+from umdev.device import Device, DeviceContext, ManualClock, StateError
 from umdev_edu import Edu
 
 IDENT, LIVENESS, FACTORIAL, STATUS, IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x00, 0x04, 0x08, 0x20, 0x24, 0x60, 0x64
@@ -68,9 +68,28 @@ def test_what_is_asked_for_again_meanwhile_is_done_once(loopback_function):
             bar.write32(FACTORIAL, n)
         for _ in range(3):
             dma(bar, BUFFER, page.address, 4, TO_GUEST | RAISE)
+            bar.write32(COMMAND, 0)
         clock.advance(1)
         assert bar.read32(FACTORIAL) == 120
         assert interrupts.wait(timeout=0) == 2
+
+
+def test_a_transfer_that_could_not_be_begun_is_no_transfer(loopback_function, monkeypatch):
+    device = Edu(DeviceContext(clock=ManualClock()))
+    function = loopback_function(device)
+    bar, page = function.bars[0], function.allocate(4096)
+    page.write(0, b"\x5a" * 4)
+
+    def refuse(*_arguments):
+        raise StateError("too much work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "after", refuse)
+        dma(bar, BUFFER, page.address, 4, TO_GUEST)
+    assert bar.read32(COMMAND) == 0
+    dma(bar, BUFFER, page.address, 4, TO_GUEST)
+    device.context.clock.advance(1)
+    assert page.read(0, 4) == bytes(4)
 
 
 def test_factorial_interrupts_when_asked(edu):

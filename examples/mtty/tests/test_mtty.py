@@ -1,11 +1,14 @@
 """mtty on every bus: what a 16550A driver does, and the bytes at the host's end."""
 
+import errno
 import os
+import pkgutil
 import random
 import resource
 import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -247,6 +250,50 @@ def test_a_card_whose_second_port_can_not_be_had_leaves_nothing_of_the_first(tmp
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"mtty-{tmp_path}")]
     with parent.create("mtty-2", attributes={**ports, "port1": "pty"}) as device:
         assert device.query("terminals")[0] == f"{tmp_path}/port"
+
+
+@pytest.mark.parametrize(
+    ("where", "refused", "error"),
+    [
+        ("unix", "pathlib.Path.chmod", OSError),
+        ("pty", "tty.setraw", OSError),
+        ("pty", "os.pipe2", OSError),
+        ("unix", "os.pipe2", OSError),
+        ("pty", "threading.Thread.start", RuntimeError),
+        ("unix", "threading.Thread.start", RuntimeError),
+    ],
+)
+def test_a_card_whose_second_port_lacks_something_leaves_nothing_of_either(
+    tmp_path, monkeypatch, where, refused, error
+):
+    owner, _, name = refused.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    allowed, calls = getattr(owner, name), []
+
+    def second_is_refused(*arguments, **options):
+        calls.append(name)
+        if len(calls) == 2:
+            raise error("refused")
+        return allowed(*arguments, **options)
+
+    ports = {f"port{number}": f"unix:{tmp_path}/port{number}" if where == "unix" else where for number in range(2)}
+    before = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(owner, name, second_is_refused)
+    with pytest.raises(error, match="refused"):
+        parent.create("mtty-2", attributes=ports)
+    assert len(calls) == 2
+    assert set(Path("/proc/self/fd").iterdir()) <= before
+    assert not list(tmp_path.glob("port*"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mtty-")]
+    with parent.create("mtty-2", attributes=ports) as device:
+        assert len(device.query("terminals")) == 2
+
+
+def test_a_path_that_is_too_long_is_named(tmp_path):
+    path = tmp_path / ("long" * 30)
+    with pytest.raises(OSError, match=f"too long: '{path}'") as raised:
+        HostPort(f"unix:{path}", None, None)
+    assert raised.value.errno == errno.ENAMETOOLONG
 
 
 def test_ports_are_shared_out():

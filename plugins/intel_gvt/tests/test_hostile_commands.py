@@ -78,10 +78,12 @@ class TestBatches:
         assert re.search(error, attacker.settle(RENDER, vgpu))
         assert attacker.mmio.read32(RENDER + 0xB0) & 1
 
-    def test_padding_that_has_no_end_holds_nobody(self, pair):
+    @pytest.mark.parametrize("last", [0, 0x7800_0000], ids=["no-operations", "commands-across-the-edge"])
+    def test_padding_that_has_no_end_holds_nobody(self, pair, last):
         attacker, vgpu, honest, _ = pair
         page = attacker.page()
-        for _ in range(3):  # every address of the upper half of the space leads to one page of no-operations
+        attacker.poke(page + PAGE - 4, struct.pack("<I", last))
+        for _ in range(3):  # every address of the upper half of the space leads to one page of padding
             page, table = attacker.page(), page
             attacker.poke(page, struct.pack("<Q", table | 3) * 512)
         attacker.poke(attacker.attack_table.root + 8 * 256, struct.pack("<Q", page | 3) * 256)

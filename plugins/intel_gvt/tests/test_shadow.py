@@ -186,9 +186,11 @@ def test_modes_that_are_none(gpu):
 
 def test_what_the_engine_comes_back_to_is_pinned(make):
     vgpu, driver = make("off")
-    driver.map(driver.hidden, 1 << 38)  # a page that is no memory hinders no other one
+    driver.map(driver.hidden, 1 << 38)  # a page that is no memory ends this `hold`, and hinders no other one
+    driver.map(driver.hidden + PAGE, driver.page())
     with vgpu.locked():
-        vgpu.pinned.hold(vgpu.engines[0].memory.ggtt, driver.hidden, PAGE)
+        vgpu.pinned.hold(vgpu.engines[0].memory.ggtt, driver.hidden, 2 * PAGE)
+        assert vgpu.pinned.count == 0
     context = driver.context(RENDER)
     context.emit(store(0, 0)[:0])
     context.emit([0, 0])

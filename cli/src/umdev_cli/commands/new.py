@@ -61,14 +61,14 @@ def _words(name: str, pci_id: str) -> dict[str, str]:
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} can't name a device: small letters, digits and hyphens, as in my-card")
     longer = f"take a longer one, as in {name}-card"
-    if keyword.iskeyword(module):
+    class_name = "".join(word.capitalize() for word in name.split("-"))
+    if keyword.iskeyword(module) or keyword.iskeyword(class_name):
         raise InvalidArgument(f"{name} is a word of Python's own: {longer}")
     taken = [info.source for info in installed(Group.PARENTS) if info.name == name]
     if taken:
         raise Conflict(f"{name} is the name of a parent already, of {taken[0]}: {longer}")
     if module in sys.stdlib_module_names or module == "pytest" or _is_installed(module):
         raise InvalidArgument(f"{name} is the name of another Python module: {longer}")
-    class_name = "".join(word.capitalize() for word in name.split("-"))
     if class_name in device.__all__ or class_name in _OWN_CLASSES:
         raise InvalidArgument(f"{name} would be a class {class_name}, which the model needs for itself: {longer}")
     found = _PCI_ID.fullmatch(pci_id)

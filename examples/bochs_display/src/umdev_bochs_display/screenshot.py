@@ -25,12 +25,11 @@ def picture(frame: dict[str, Any]) -> Any:
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 def command(uuid: str, out: Path) -> None:
     """Write what the display UUID shows to OUT, in the format that its ending names."""
+    from PIL import Image
     from umdev_cli.client import query
 
-    frame = query(uuid, "frame")
-    image = picture(frame)
-    try:
-        image.save(out)
-    except ValueError as error:  # Pillow knows no format of that ending
-        raise InvalidArgument(f"{out}: {error}; name it as in screen.png") from error
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise InvalidArgument(f"{out}: no picture can be written in a format of that ending; name it as in screen.png")
+    image = picture(query(uuid, "frame"))
+    image.save(out)
     click.echo(f"{out}: {image.width} x {image.height}")

@@ -18,8 +18,6 @@ from umdev.device import (
     State,
 )
 
-BUFFER = 0x40000  # where the device's own 4 KiB appear to its DMA engine
-
 
 class Status(Register):
     """What the function is doing, and whether a factorial ends with an interrupt."""
@@ -80,19 +78,21 @@ class EduRegisters(Block["Edu"]):
 
     @dma_command.on_write
     def command(self, value: int, old: int) -> None:
-        if self.dma_command.start and not old & 1:  # not twice before the first is done
+        self.dma_command.value = old  # what starts nothing, or comes while the first goes on, is ignored, as by QEMU
+        if value & ~old & 1:
             self.device.after(0.1, self.transfer)
+            self.dma_command.value = value
 
     def transfer(self) -> None:
-        source, target, count = self.dma_source.value, self.dma_target.value, self.dma_count.value
-        to_guest, buffer = self.dma_command.to_guest, self.device.buffer
-        at = (source if to_guest else target) - BUFFER
+        to_guest, count, buffer = self.dma_command.to_guest, self.dma_count.value, self.device.buffer
+        # To its DMA engine the device's own 4 KiB are at 0x40000.
+        at = (self.dma_source if to_guest else self.dma_target).value - 0x40000
         if 0 <= at <= len(buffer) - count:  # QEMU stops the whole VM here; we refuse the transfer
             with suppress(DmaError):  # an unmapped target or no bus mastering: nothing moves, as on a bus
                 if to_guest:
-                    self.device.memory.write(target, buffer[at : at + count])
+                    self.device.memory.write(self.dma_target.value, buffer[at : at + count])
                 else:
-                    buffer[at : at + count] = self.device.memory.read(source, count)
+                    buffer[at : at + count] = self.device.memory.read(self.dma_source.value, count)
         self.dma_command.start = False
         if self.dma_command.raise_irq:
             self.raise_irq(0x100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -10,7 +11,7 @@ import socket
 import threading
 import time
 import tty
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +62,10 @@ class HostPort:
     """
 
     def __init__(self, where: str, uart: Receiver, lock: Callable[[], AbstractContextManager[object]]) -> None:
-        """Raises: InvalidArgument for another kind of place; OSError where the host refuses it."""
+        """Take all that it needs of the host, or nothing.
+
+        Raises: InvalidArgument for another kind of place; OSError where the host refuses it, RuntimeError a thread.
+        """
         check_place(where)
         self._uart = uart
         self._lock = lock
@@ -70,30 +74,45 @@ class HostPort:
         self._listener: socket.socket | None = None
         self._peer: socket.socket | None = None
         self._terminal: int | None = None
-        self._follower: int | None = None
-        if where == "pty":
-            self._terminal, self._follower = os.openpty()  # held open, so that a reader may come and go
-            tty.setraw(self._follower)
-            os.set_blocking(self._terminal, False)
-            self.path = os.ttyname(self._follower)
-        else:
-            self.path = where.removeprefix("unix:")
-            self._listener = socket.socket(socket.AF_UNIX)
-            try:
-                self._listener.bind(self.path)
-            except OSError as error:
-                self._listener.close()
-                raise OSError(error.errno, error.strerror or str(error), self.path) from error
-            Path(self.path).chmod(0o600)
-            self._listener.listen(1)
-            self._listener.setblocking(False)
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._go = threading.Event()
         self._closing = False
-        self._thread = threading.Thread(target=self._serve, name=f"mtty-{self.path}", daemon=True)
+        with ExitStack() as taken:
+            if where == "pty":
+                self.path = self._open_terminal(taken)
+            else:
+                self.path = where.removeprefix("unix:")
+                self._listener = self._listen(taken)
+            self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            taken.callback(os.close, self._wake_read)
+            taken.callback(os.close, self._wake_write)
+            self._thread = threading.Thread(target=self._serve, name=f"mtty-{self.path}", daemon=True)
+            self._thread.start()  # here, where it may be refused, though it waits for `start`
+            self._taken = taken.pop_all()
+
+    def _open_terminal(self, taken: ExitStack) -> str:
+        self._terminal, follower = os.openpty()  # both held open, so that a reader may come and go
+        taken.callback(os.close, self._terminal)
+        taken.callback(os.close, follower)
+        tty.setraw(follower)
+        os.set_blocking(self._terminal, False)
+        return os.ttyname(follower)
+
+    def _listen(self, taken: ExitStack) -> socket.socket:
+        listener = taken.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            listener.bind(self.path)
+        except OSError as error:  # a path that is too long has no number
+            number = error.errno or errno.ENAMETOOLONG
+            raise OSError(number, error.strerror or str(error), self.path) from error
+        taken.callback(Path(self.path).unlink, missing_ok=True)
+        Path(self.path).chmod(0o600)
+        listener.listen(1)
+        listener.setblocking(False)
+        return listener
 
     def start(self) -> None:
-        """Begin to move bytes."""
-        self._thread.start()
+        """Begin to move bytes. Never fails."""
+        self._go.set()
 
     @property
     def connected(self) -> bool:
@@ -116,20 +135,16 @@ class HostPort:
             os.write(self._wake_write, b"\0")
 
     def close(self) -> None:
-        """Stop, and remove the socket. Call it without the device lock, which the thread may be waiting for."""
+        """Stop, and remove the socket. Once; after `start` without the device lock, which the thread may wait for."""
         self._closing = True
+        self._go.set()
         self.wake()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
         self._drop_peer()
-        for descriptor in (self._terminal, self._follower, self._wake_read, self._wake_write):
-            if descriptor is not None:
-                os.close(descriptor)
-        if self._listener is not None:
-            self._listener.close()
-            Path(self.path).unlink(missing_ok=True)
+        self._taken.close()
 
     def _serve(self) -> None:
+        self._go.wait()
         while not self._closing:
             try:
                 self._turn()

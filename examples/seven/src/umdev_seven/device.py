@@ -42,6 +42,7 @@ VECTORS = 8
 TRANSFER_LIMIT = 1 << 20
 """Bytes: a driver could name gigabytes."""
 PINS_LIMIT = 256
+PROTECTED_LIMIT = 256
 HITS_LIMIT = 4096
 """Stores that wait to be collected; older ones are forgotten."""
 NO_FAILURE = ""
@@ -95,8 +96,9 @@ class SevenRegisters(Block["Seven"]):
     def start(self, value: int) -> None:
         """Deferred, since it may need guest memory that is reached by messages."""
         self.status.failed = False
+        if not self.status.busy:  # else the last command that comes is the one
+            self.device.after(0, self.run)
         self.status.busy = True
-        self.device.after(0, self.run)
 
     def run(self) -> None:
         """Carry the command out and report."""
@@ -171,6 +173,8 @@ class Seven(Device):
             raise ValueError(f"{length} bytes at once: {TRANSFER_LIMIT} is the most")
         if operation is Operation.PIN and len(self.pinned) == PINS_LIMIT:
             raise ValueError(f"{PINS_LIMIT} ranges are pinned: unpin one")
+        if operation is Operation.PROTECT and len(self.protected) == PROTECTED_LIMIT and page not in self.protected:
+            raise ValueError(f"{PROTECTED_LIMIT} pages are protected: unprotect one")
         if operation is Operation.UNPROTECT and page not in self.protected:
             raise ValueError(f"page {page:#x} is not protected")
 

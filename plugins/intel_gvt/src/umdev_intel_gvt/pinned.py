@@ -32,7 +32,10 @@ class PinnedPages:
         self._refused = False
 
     def hold(self, space: Space, address: int, length: int) -> None:
-        """Pin the pages behind graphics addresses; those that lead nowhere are left out."""
+        """Pin the pages behind graphics addresses; those that lead nowhere are left out.
+
+        The first that leads to an address without memory is the last looked at: a driver may name hundreds.
+        """
         for at in range(address & -PAGE_SIZE, address + length, PAGE_SIZE):
             run = space.translate(at)
             if self._refused or isinstance(run, Fault) or run.target is not Target.SYSTEM:
@@ -44,6 +47,8 @@ class PinnedPages:
                 self._pages[page] = None
                 if len(self._pages) > LIMIT:
                     self._memory.unpin(self._pages.popitem(last=False)[0])
+            else:
+                return
 
     def unmapped(self, first: int, end: int) -> None:
         """Guest memory goes; the core has undone its pins."""

@@ -72,6 +72,8 @@ class Stream:
                     return NOTHING
                 if (fault := self._fetch()) is not None:
                     return fault
+                if found.commands:
+                    return None  # as for a page that ends with a command
 
     def _no_more(self) -> bool:
         return False
