@@ -178,7 +178,7 @@ with Held() as device, Machine(memory=1 << 20) as machine:
                 refused += "the process that forked this one" in str(error)
         print("refused", refused, flush=True)
         machine.close()
-        os._exit(len(kvm_descriptors()))
+        os._exit(len(kvm_descriptors()) + (device.attachment is not None))
     print("child", os.waitpid(child, 0)[1], flush=True)
     device.go_on.set()
     holder.join()
