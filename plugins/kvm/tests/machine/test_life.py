@@ -170,8 +170,8 @@ with Held() as device, Machine(memory=1 << 20) as machine:
     if child == 0:  # the handler's thread is not here, and its lock is held for ever
         signal.alarm(30)
         refused = 0
-        for call in (machine.pause, machine.resume, machine.stop, machine.reset, lambda: machine.run(1), lambda: machine.send(b"key"),
-                     lambda: machine.counters, lambda: machine.load(b"")):
+        for call in (machine.pause, machine.resume, machine.stop, machine.reset, lambda: machine.run(1),
+                     lambda: machine.send(b"key"), lambda: machine.counters, lambda: machine.load(b"")):
             try:
                 call()
             except StateError as error:

@@ -133,7 +133,7 @@ class ForeignMapper:
     # Inside.
 
     def _map_bucket(self, start: int, flushes: int) -> None:
-        """Map what the guest has of a bucket and is not mapped yet. `flushes`: their number before anything is mapped."""
+        """Map what the guest has of a bucket and is not mapped yet. `flushes`: their number before this began."""
         known = [(m.iova, m.end) for m in self._memory.mappings if m.iova < start + BUCKET and start < m.end]
         missing = [
             page
