@@ -68,8 +68,10 @@ class HostBridge(ABC, Generic[PluggedT]):
     WARNINGS = 20
     """Bad placements, and refusals, that a bridge's log tells of as warnings; the guest can make any number."""
 
-    def __init__(self, owner: str, log: logging.Logger) -> None:
-        """`owner`: whose slots they are ("machine"), for errors. `log` tells of what the guest did wrong."""
+    def __init__(self, owner: str, log: logging.Logger, *, highest_first: bool = False) -> None:
+        """`owner`: whose slots they are ("machine"), for errors. `log` tells of what the guest did wrong.
+        `highest_first`: give out the highest slots first, where others have the low ones.
+        """
         self.lock = threading.RLock()
         self.plugged: dict[int, PluggedT] = {}
         """What is plugged, by slot; under the lock."""
@@ -80,6 +82,7 @@ class HostBridge(ABC, Generic[PluggedT]):
         """How often the hypervisor refused what would follow the guest."""
         self._owner = owner
         self._log = log
+        self._highest_first = highest_first
         self._placed: dict[tuple[int, int], Placement] = {}
         self._misplaced: set[Placement] = set()
         self._published = True
@@ -98,13 +101,13 @@ class HostBridge(ABC, Generic[PluggedT]):
             return list(self._placed.values())
 
     def free_slot(self, wanted: int | None) -> int:
-        """The slot that is wanted, or the lowest. Raises: InvalidArgument, Conflict (taken, or all are)."""
+        """The slot that is wanted, or the first that is free. Raises: InvalidArgument, Conflict (taken, or all are)."""
         with self.lock:
             if wanted is None:
                 free = [slot for slot in SLOTS if slot not in self.plugged]
                 if not free:
                     raise Conflict(f"all {len(SLOTS)} slots of the {self._owner} are taken")
-                return free[0]
+                return free[-1] if self._highest_first else free[0]
             if wanted not in SLOTS:
                 raise InvalidArgument(f"slot {wanted}: a {self._owner} has slots {SLOTS[0]} to {SLOTS[-1]}, on bus 0")
             if wanted in self.plugged:

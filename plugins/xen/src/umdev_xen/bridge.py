@@ -28,7 +28,6 @@ log = logging.getLogger("umdev.xen")
 LATCH = 0xCF8
 _CONFIGURATION = (0xCF8, 0xD00)
 """Ports of configuration accesses (PCI Local Bus 3.0, 3.2.2.3.2): Xen's own, and the latch's."""
-_SLOT_MAX = 31
 
 
 @dataclass
@@ -51,10 +50,9 @@ class Bridge(HostBridge[Plugged]):
         """`host_bridge`: be 00:00.0 and port 0xCF8, too. `others`: another device model has the low slots, where Xen
         would send accesses to the one of the two that came last. Raises: HypervisorError.
         """
-        super().__init__("domain", log)
+        super().__init__("domain", log, highest_first=others)
         self._native = native
         self._server = server
-        self._others = others
         if host_bridge:
             native.set_bridge(present=True)
             server.map_function(0)
@@ -82,13 +80,6 @@ class Bridge(HostBridge[Plugged]):
                 plugged.interrupts.close()
         self._native.drain()
         return plugged
-
-    def free_slot(self, wanted: int | None) -> int:
-        """As every bridge; the highest beside another device model. Raises: InvalidArgument, Conflict."""
-        with self.lock:
-            if wanted is None and self._others:
-                wanted = next((slot for slot in range(_SLOT_MAX, 0, -1) if slot not in self.plugged), None)
-            return super().free_slot(wanted)
 
     def taken(self, *, io: bool) -> Sequence[tuple[int, int]]:
         """The ports that lead to configuration space."""
