@@ -125,21 +125,19 @@ class TestFailures:
         toys("start", "-u", A, *TOY)
         assert toys.fails(5, "start", "-u", A, *TOY).startswith(f"Conflict: {A} is running already: toy of toys")
 
-    def test_a_model_that_raises(self, toys: Umdev) -> None:
+    @pytest.mark.parametrize(
+        ("how", "told"),
+        [
+            ("raise", "RuntimeError: the toy is broken"),
+            ("exit", "HostFailed: the host process ended with exit code 7 before it was ready"),
+        ],
+    )
+    def test_a_model_that_raises_or_ends_the_process(self, toys: Umdev, how: str, told: str) -> None:
         details = toys.folder / "toy.json"
-        details.write_text('{"mdev_type": "toy", "attrs": [{"fail": "raise"}]}')
+        details.write_text(f'{{"mdev_type": "toy", "attrs": [{{"fail": "{how}"}}]}}')
         done = toys("start", "-p", "toys", "--jsonfile", str(details), "--bus", "tap", code=1)
         first, *log = done.stderr.splitlines()
-        assert first == "umdev: RuntimeError: the toy is broken"
-        assert any("the toy opens" in line for line in log)
-        assert (toys.left(), toys.processes()) == ([], [])
-
-    def test_a_model_that_ends_the_process(self, toys: Umdev) -> None:
-        details = toys.folder / "toy.json"
-        details.write_text('{"mdev_type": "toy", "attrs": [{"fail": "exit"}]}')
-        done = toys("start", "-p", "toys", "--jsonfile", str(details), "--bus", "tap", code=1)
-        first, *log = done.stderr.splitlines()
-        assert first == "umdev: HostFailed: the host process ended with exit code 7 before it was ready"
+        assert first == f"umdev: {told}"
         assert any("the toy opens" in line for line in log)
         assert (toys.left(), toys.processes()) == ([], [])
 

@@ -8,11 +8,10 @@ from umdev.addresses import PAGE_SIZE, Iova
 from umdev.device.dispatch import NativeDevice
 from umdev.errors import DmaWouldDeadlock, NotMapped
 from umdev.memory import AddressSpace, GuestMemory, UserfaultProtector
-from umdev.memory.userfault import unavailable
 from umdev.services import ProtectMode
 
-MISSING = unavailable()
-needs_userfault = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+from .protect.conftest import needs_userfault
+
 CONFIG = 7
 BAR = 0
 

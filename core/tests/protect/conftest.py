@@ -11,6 +11,7 @@ from umdev.memory.userfault import unavailable
 from umdev.services import ProtectMode
 
 MISSING = unavailable()
+"""Why this machine can't protect pages, and what would let it; the reason of the skips."""
 needs_userfault = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 BASE = 0x1000_0000  # where the bus has put the guest's memory
 PAGES = 64
